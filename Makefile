@@ -1,0 +1,61 @@
+# Each target does all of its set-up, on a machine that has only Python >= 3.11 and make:
+#   make train    make test    make
+# Another build of torch: make train TORCH="torch==2.13.0 --index-url ..."
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+# Where an extra is missing its tests skip, except in CI, which installs all of them.
+comma := ,
+EXTRAS ?= $(if $(filter true,$(CI)),all,zoo$(comma)dev)
+PYTEST_WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-expensive format lint type
+
+help:
+	@echo "make setup           install into $(VENV) (the others do it themselves)"
+	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
+	@echo "make test            the test suite (ARGS for pytest)"
+	@echo "make test-expensive  the learning tests, which train for minutes"
+	@echo "make format          sort imports and format"
+	@echo "make lint type       what CI checks before the tests"
+
+setup: $(STAMP)
+
+train: $(STAMP)
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 --log-interval 50 -P $(ARGS)
+
+test: $(STAMP)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+
+test-expensive: $(STAMP)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/black .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/black --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+# torch comes first and alone: whatever build it is, the ranges of the other packages leave it there. The constraint on it is
+# dropped for the second step, so that it may be another one.
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than 3.11. Say which one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install -c $(VENV)/constraints.txt setuptools
+	$(BIN)/pip install -c $(VENV)/constraints.txt $(TORCH)
+	$(BIN)/pip install -c $(VENV)/constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@

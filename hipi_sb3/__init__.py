@@ -1,0 +1,38 @@
+"""HIPI for Stable-Baselines3: one policy for a family of tasks, from experience relabeled by hindsight inference."""
+
+import hipi_sb3.envs  # noqa: F401  registers the environments
+from hipi_sb3._version import __version__
+from hipi_sb3.algorithms import HIPIDDPG, HIPIDQN, HIPIQRDQN, HIPISAC, HIPITD3, HIPITQC, HIPICrossQ
+from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.tasks import (
+    CallableTasks,
+    DiscreteTasks,
+    FiniteTasks,
+    GoalMargin,
+    GoalReaching,
+    LinearReward,
+    TargetVelocity,
+    TaskFamily,
+)
+from hipi_sb3.wrappers import MultiTaskWrapper
+
+__all__ = [
+    "HIPIDDPG",
+    "HIPIDQN",
+    "HIPIQRDQN",
+    "HIPISAC",
+    "HIPITD3",
+    "HIPITQC",
+    "CallableTasks",
+    "DiscreteTasks",
+    "FiniteTasks",
+    "GoalMargin",
+    "GoalReaching",
+    "HIPICrossQ",
+    "HIPIReplayBuffer",
+    "LinearReward",
+    "MultiTaskWrapper",
+    "TargetVelocity",
+    "TaskFamily",
+    "__version__",
+]

@@ -1,0 +1,640 @@
+"""The replay buffer: keeps what happened, and relabels it when it is sampled."""
+
+import sys
+import time
+import weakref
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from hipi_sb3.candidates import CandidateSampler, check_candidates
+from hipi_sb3.episodes import EpisodeIndex, grow
+from hipi_sb3.layout import TaskLayout, each, gather
+from hipi_sb3.log_partition import LogPartition, make_log_partition
+from hipi_sb3.names import lookup
+from hipi_sb3.relabel import HIPI, MaximumAPosteriori, NoRelabeling, RandomTask, Strategy, TaskInference, make_strategy
+from hipi_sb3.relabel_batch import RelabelBatch
+from hipi_sb3.scores import KEY_TO_SCORE, learner_class
+from hipi_sb3.tasks import TaskFamily
+
+#: The two methods of stable-baselines3 that build or restore the buffer of an algorithm.
+_OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_replay_buffer.__code__)
+
+#: Diagnostics that need extra scores are taken once in so many samples.
+_FULL_DIAGNOSTICS_EVERY = 100
+
+
+class HIPIReplayBuffer(ReplayBuffer):
+    """
+    Replay buffer that asks of a sampled transition for which task it was the right thing to do, and relabels it.
+
+    HIPI, Hindsight Inference for Policy Improvement (Eysenbach et al., NeurIPS 2020, arXiv 2002.11089). Works as
+    ``SAC("MultiInputPolicy", env, replay_buffer_class=HIPIReplayBuffer)``: the tasks come from the environment (see
+    :class:`~hipi_sb3.wrappers.MultiTaskWrapper`), the critic from the algorithm that owns the buffer.
+
+    What happened is stored and never overwritten. Of a relabeled row, the task in obs and next_obs, the reward and the
+    termination are those of the new task; time limits bootstrap, unless the row fulfils its new task. Rows of unfinished
+    episodes can be sampled.
+
+    :param buffer_size: number of transitions
+    :param observation_space: ``Dict`` with a key ``task``, or a flat ``Box`` whose last entries are the task
+    :param action_space: action space
+    :param device: PyTorch device of the samples
+    :param n_envs: number of parallel environments
+    :param optimize_memory_usage: not supported
+    :param handle_timeout_termination: bootstrap at time limits, as in :class:`ReplayBuffer`
+    :param family: the tasks; if None, those of the environment of the algorithm that owns the buffer
+    :param strategy: how labels are chosen, by name or object: ``"none"``, ``"random"``, ``"final"`` and ``"future"`` (HER),
+        ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
+        ``"max_reward"``
+    :param score: R_psi(s, a) of the posterior: ``"td"``, ``"q"``, ``"advantage"``, ``"reward"`` or ``"paper"``, see
+        :mod:`hipi_sb3.scores`
+    :param log_partition: estimator of log Z(psi), by name or object: ``"batch"``, ``"running"``, ``"sinkhorn"``, ``"mean"``
+        or ``"none"``, see :mod:`hipi_sb3.log_partition`
+    :param temperature: T: a number, ``"auto"`` (the learner's live alpha) or ``"ess:n"`` (n effective tasks a row), see
+        :class:`~hipi_sb3.relabel.TaskInference`
+    :param candidates: which tasks are considered, see :class:`~hipi_sb3.candidates.CandidateSampler`
+    :param n_candidate_tasks: how many tasks are considered
+    :param relabel_prob: probability that a row *is* relabeled
+    :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
+    :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
+    :param gamma: discount of that return; has to be the algorithm's
+    :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
+    """
+
+    observations: Any  # dict[str, np.ndarray] or np.ndarray, (buffer_size, n_envs, ...)
+    next_observations: Any
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        family: TaskFamily | None = None,
+        strategy: str | Strategy = "hipi",
+        score: str = "td",
+        log_partition: str | LogPartition = "batch",
+        temperature: float | str = 1.0,
+        candidates: str | Mapping[str, float] | None = None,
+        n_candidate_tasks: int = 32,
+        relabel_prob: float = 0.5,
+        warmup_updates: int = 0,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+    ) -> None:
+        # ReplayBuffer's own constructor would allocate arrays of other shapes; BaseBuffer's is what is needed of it.
+        super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        if optimize_memory_usage:
+            raise ValueError(
+                "HIPIReplayBuffer does not support optimize_memory_usage=True: it would lose the last observation of each "
+                "episode. Leave it False; the buffer stores float32 and no info dictionaries anyway."
+            )
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
+        if not 0 <= relabel_prob <= 1:
+            raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
+        if warmup_updates < 0:
+            raise ValueError(f"warmup_updates must not be negative, but it is {warmup_updates}.")
+        lookup("score", score, KEY_TO_SCORE)
+        check_candidates(candidates, n_candidate_tasks)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = handle_timeout_termination
+        self.strategy = make_strategy(strategy)
+        self.score = score
+        self.inference = TaskInference(make_log_partition(log_partition), temperature)
+        self.candidates = candidates
+        self.n_candidate_tasks = n_candidate_tasks
+        self.relabel_prob = relabel_prob
+        self.warmup_updates = warmup_updates
+        self.n_steps = n_steps
+        self.gamma = gamma
+
+        self.observations = self._allocate_observations()
+        self.next_observations = self._allocate_observations()
+        self.actions = self._allocate(self.action_dim, dtype=self._maybe_cast_dtype(action_space.dtype))
+        self.rewards = self._allocate()
+        self.dones = self._allocate(dtype=bool)
+        self.timeouts = self._allocate(dtype=bool)
+        # Terminations that are not the task's: they hold for whatever task the row is relabeled with.
+        self.env_terminated = self._allocate(dtype=bool)
+        self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
+        self._n_samples = 0
+
+        self.family: TaskFamily | None = None
+        self._family_is_given = family is not None
+        self._rng: np.random.Generator | None = None
+        self._model_ref: weakref.ref[OffPolicyAlgorithm] | None = None
+        self._env_ref: weakref.ref[Any] | None = None
+        if family is not None:
+            self._set_family(family)
+        model = _owner_of(self)
+        if model is not None:
+            self.attach(model)
+
+    # -- the algorithm and the tasks -----------------------------------------------------------------------------------
+
+    def attach(self, model: OffPolicyAlgorithm) -> None:
+        """
+        Make this the buffer of an algorithm, whose critic and environment it will use.
+
+        stable-baselines3 builds and restores the buffer of an algorithm itself, and the buffer finds the algorithm from
+        there. Call this after copying or unpickling a buffer by hand. Only a weak reference is kept, and neither the
+        algorithm nor its environment is ever pickled.
+
+        :param model: the algorithm; ``model.replay_buffer`` has to be this buffer when it is sampled
+        :raises ValueError: when the spaces, the number of environments, n_steps or the tasks of the algorithm do not fit
+        """
+        for name in ("observation_space", "action_space"):
+            mine, theirs = getattr(self, name), getattr(model, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"The buffer's {name} is {mine}, but the algorithm's is {theirs}. Load a buffer that was filled in the "
+                    "same environment, or build a new algorithm for this one."
+                )
+        if self.n_envs != model.n_envs:
+            raise ValueError(
+                f"The buffer was filled by {self.n_envs} environments, but the algorithm has {model.n_envs}. "
+                f"Give the algorithm a VecEnv of {self.n_envs}."
+            )
+        n_steps = getattr(model, "n_steps", 1)
+        if (n_steps > 1 and n_steps != self.n_steps) or (self.n_steps > 1 and self.gamma != model.gamma):
+            raise ValueError(
+                f"The algorithm has n_steps={n_steps} and gamma={model.gamma}, the buffer n_steps={self.n_steps} and "
+                f"gamma={self.gamma}: stable-baselines3 leaves n-step returns to a custom buffer. Pass replay_buffer_kwargs="
+                f"dict(n_steps={max(n_steps, self.n_steps)}, gamma={model.gamma})."
+            )
+        if self.strategy.needs_scores:
+            learner = learner_class(model)
+            if self.inference.needs_alpha and not learner.has_alpha:
+                raise ValueError(
+                    f"temperature='auto' is the learner's entropy temperature, and {type(model).__name__} has none. "
+                    "Give a number, or 'ess:8' for eight effective tasks."
+                )
+            if self.score == "paper" and not learner.has_log_prob:
+                raise ValueError(
+                    f"score='paper' needs log pi(a | s), and {type(model).__name__} has no stochastic policy. Use 'td' or 'q'."
+                )
+        self._model_ref = weakref.ref(model)
+        self._env_ref = None
+        if model.env is not None:
+            self._family_of_environment(model)
+
+    @property
+    def model(self) -> OffPolicyAlgorithm:
+        """
+        The algorithm that owns this buffer.
+
+        :raises RuntimeError: when there is none, or it has another buffer
+        """
+        model = None if self._model_ref is None else self._model_ref()
+        if model is None:
+            raise RuntimeError(
+                "This HIPIReplayBuffer belongs to no algorithm, so it has neither critic nor tasks. If you built, copied or "
+                "unpickled it yourself, call buffer.attach(model) after model.replay_buffer = buffer."
+            )
+        if model.replay_buffer is not None and model.replay_buffer is not self:
+            raise RuntimeError(
+                f"This HIPIReplayBuffer is not the replay buffer of the {type(model).__name__} that it was attached to. "
+                "Set model.replay_buffer = buffer and call buffer.attach(model)."
+            )
+        return model
+
+    @cached_property
+    def layout(self) -> TaskLayout:
+        """Where observations hold the task."""
+        family = self.require_family()
+        if isinstance(self.observation_space, spaces.Dict):
+            return TaskLayout("task", family.task_dim)
+        return TaskLayout(None, family.task_dim)
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Features of the stored transitions, (buffer_size, n_envs, feature_dim)."""
+        return self._allocate(self.require_family().feature_dim)
+
+    @cached_property
+    def candidate_sampler(self) -> CandidateSampler:
+        """Draws the candidate tasks."""
+        return CandidateSampler(self.require_family(), self.candidates, self.n_candidate_tasks)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """
+        The buffer's own generator, seeded on first use from the one that stable-baselines3 seeds: ``strategy="none"`` never
+        draws from it, so that it samples the very rows that a DictReplayBuffer would.
+        """
+        if self._rng is None:
+            self._rng = np.random.default_rng(np.random.randint(2**31))
+        return self._rng
+
+    def require_family(self) -> TaskFamily:
+        """
+        The tasks.
+
+        :raises RuntimeError: when they are not known yet
+        """
+        if self.family is None:
+            model = self.model
+            if model.env is None:
+                raise RuntimeError("The algorithm has no environment yet. Call model.set_env(env) first.")
+            self._family_of_environment(model)
+        assert self.family is not None
+        return self.family
+
+    def _family_of_environment(self, model: OffPolicyAlgorithm) -> None:
+        """Take the tasks from the algorithm's environment; looked up once an environment."""
+        env = model.env
+        assert env is not None
+        if self._env_ref is not None and self._env_ref() is env:
+            return
+        if not env.has_attr("task_family"):
+            if self.family is not None:  # given by the user
+                self._env_ref = weakref.ref(env)
+                return
+            raise ValueError(
+                "HIPIReplayBuffer found no task family in the environment. Wrap it: "
+                "MultiTaskWrapper(env, TargetVelocity(low=0.0, high=3.0)), with the family of tasks that you want to learn."
+            )
+        family = env.get_attr("task_family")[0]
+        if self.family is None or (self.size() == 0 and not self._family_is_given):
+            self._set_family(family)
+        elif (family.feature_dim, family.task_space) != (self.family.feature_dim, self.family.task_space):
+            raise ValueError(
+                f"The environment's tasks are {type(family).__name__} with {family.task_space} and {family.feature_dim} "
+                f"features, but the buffer holds transitions of {type(self.family).__name__} with {self.family.task_space} "
+                f"and {self.family.feature_dim} features. Call model.replay_buffer.reset() or build a new algorithm."
+            )
+        self._env_ref = weakref.ref(env)
+
+    def _set_family(self, family: TaskFamily) -> None:
+        family.check()
+        space = self.observation_space
+        if isinstance(space, spaces.Dict):
+            fits = "task" in space.spaces and space["task"].shape == family.task_space.shape
+        else:
+            fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
+        if not fits:
+            raise ValueError(
+                f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key 'task' of "
+                f"shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. Use MultiTaskWrapper."
+            )
+        sampler = CandidateSampler(family, self.candidates, self.n_candidate_tasks)
+        log_partition = self.inference.log_partition
+        if sampler.differ_by_row and self.strategy.needs_shared_candidates:
+            raise ValueError(
+                f"strategy {type(self.strategy).__name__} compares trajectories by task, but candidates={sampler.shares} "
+                "differ from row to row. Use 'batch', 'prior', 'achieved' or 'all'."
+            )
+        uses_posterior = isinstance(self.strategy, (HIPI, MaximumAPosteriori))
+        if uses_posterior and sampler.differ_by_row and log_partition.needs_shared_candidates:
+            raise ValueError(
+                f"{type(log_partition).__name__} prices columns of tasks, but candidates={sampler.shares} differ from row to "
+                "row. Use log_partition='running', which can price any task, or 'none'."
+            )
+        log_partition.setup(family.task_space, family.tasks)
+        if self.strategy.needs_goals and not family.reaches_goals:
+            raise ValueError(
+                f"strategy {type(self.strategy).__name__} relabels with reached goals, but no transition fulfils a task of "
+                f"{type(family).__name__}. Use 'hipi' or 'random'."
+            )
+        self.family = family
+        for cached in ("layout", "features", "candidate_sampler"):
+            self.__dict__.pop(cached, None)
+
+    # -- storing -------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one step of every environment.
+
+        :param obs: observations, (n_envs, ...) or a dict of such
+        :param next_obs: next observations; at the end of an episode its last one
+        :param action: actions, (n_envs, action_dim)
+        :param reward: rewards of the commanded task, (n_envs,)
+        :param done: whether the episode ended, (n_envs,)
+        :param infos: info of each environment, with ``task_features`` as ``MultiTaskWrapper`` gives it
+        :raises ValueError: when the features are missing or the reward is not the family's
+        """
+        if self._model_ref is not None and (model := self._model_ref()) is not None and model.env is not None:
+            self._family_of_environment(model)
+        family = self.require_family()
+        features = self._read_features(infos)
+        tasks = np.asarray(self.layout.get(obs))
+        self._check_reward(family, features, tasks, np.asarray(reward))
+
+        self._close_broken_episodes(obs)
+        pos = self.pos
+        _store(self.observations, pos, obs)
+        _store(self.next_observations, pos, next_obs)
+        self.actions[pos] = action.reshape((self.n_envs, self.action_dim))
+        self.rewards[pos] = reward
+        self.dones[pos] = done
+        self.features[pos] = features
+        if self.handle_timeout_termination:
+            self.timeouts[pos] = [info.get("TimeLimit.truncated", False) for info in infos]
+        # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
+        unexplained = self.dones[pos] & ~self.timeouts[pos] & ~family.terminated(features, tasks)
+        self.env_terminated[pos] = unexplained | [info.get("env_terminated", False) for info in infos]
+
+        self.episodes.add()
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full = True
+            self.pos = 0
+        for env_index in np.flatnonzero(done):
+            self.episodes.finish(env_index)
+
+    def _read_features(self, infos: list[dict[str, Any]]) -> np.ndarray:
+        """Features of a step of all environments, (n_envs, feature_dim)."""
+        try:
+            return np.stack([info["task_features"] for info in infos])
+        except KeyError as error:
+            raise ValueError(
+                "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
+                "MultiTaskWrapper, and keep wrappers outside it from replacing info."
+            ) from error
+
+    def _check_reward(self, family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
+        expected = family.reward(features, tasks)
+        if not np.allclose(expected, reward, rtol=1e-4, atol=1e-5):
+            env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
+            raise ValueError(
+                f"Environment {env_index} returned reward {reward[env_index]} for task {tasks[env_index]}, but "
+                f"{type(family).__name__} gives {expected[env_index]}: relabeled rows would be on another scale. Apply "
+                "wrappers that change the reward inside MultiTaskWrapper, or scale rewards with VecNormalize."
+            )
+
+    def _close_broken_episodes(self, obs: Any) -> None:
+        """
+        End, in the books, episodes that were left in the middle: by ``learn`` starting anew, ``set_env`` or loading.
+
+        An observation that does not continue the last one shows it. Without this, HER's "future" would reach into another
+        episode.
+        """
+        if self.pos == 0 and not self.full:
+            return
+        last = (self.pos - 1) % self.buffer_size
+        pairs = (
+            [(self.next_observations[key], obs[key]) for key in self.next_observations]
+            if isinstance(self.next_observations, dict)
+            else [(self.next_observations, obs)]
+        )
+        for env_index in np.flatnonzero(self.episodes.length > 0):
+            if not all(
+                np.array_equal(
+                    stored[last, env_index], np.asarray(new[env_index]).astype(stored.dtype).reshape(stored.shape[2:])
+                )
+                for stored, new in pairs
+            ):
+                self.episodes.finish(env_index)
+
+    def reset(self) -> None:
+        """Forget all transitions."""
+        super().reset()
+        self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Any:
+        """
+        Sample transitions and relabel some of them.
+
+        :param batch_size: number of transitions
+        :param env: associated ``VecNormalize``, if any: the relabeled rows are built raw and then normalised as any row
+        :return: ``DictReplayBufferSamples`` or ``ReplayBufferSamples``; rewards and dones are (batch_size, 1)
+        :raises RuntimeError: when the buffer is empty or belongs to no algorithm
+        """
+        if self.size() == 0:
+            raise RuntimeError(
+                "The replay buffer is empty. Collect transitions first: let learning_starts be at least 1, or load a buffer."
+            )
+        return super(ReplayBuffer, self).sample(batch_size, env=env)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
+        env_inds = np.random.randint(0, high=self.n_envs, size=len(batch_inds))
+        at = (batch_inds, env_inds)
+        obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
+        tasks = self.layout.get(obs)
+        relabeled = np.zeros(len(batch_inds), dtype=bool)
+
+        if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
+            start = time.perf_counter()
+            relabeled = self.rng.random(len(batch_inds)) < self.relabel_prob
+            rows = np.flatnonzero(relabeled)
+            if len(rows) > 0:
+                batch = RelabelBatch(self, at, obs, next_obs, rows, env)
+                tasks = tasks.copy()
+                tasks[rows] = self._relabel(batch)
+                obs, next_obs = self.layout.put(obs, tasks), self.layout.put(next_obs, tasks)
+                self._log(batch, tasks[rows], len(batch_inds), time.perf_counter() - start)
+
+        discounts = None
+        if self.n_steps == 1:
+            rewards, dones = self._outcomes(at, tasks, relabeled)
+            rewards = self._normalize_reward(rewards, env)
+        else:
+            rewards, dones, discounts, last = self._n_step_outcomes(at, tasks, relabeled, env)
+            next_obs = self.layout.put(gather(self.next_observations, (last, env_inds)), tasks)
+
+        obs, next_obs = self._normalize_obs(obs, env), self._normalize_obs(next_obs, env)
+        to_column = lambda values: self.to_torch(values.reshape(-1, 1).astype(np.float32, copy=False))  # noqa: E731
+        samples = DictReplayBufferSamples if isinstance(obs, dict) else ReplayBufferSamples
+        return samples(
+            observations=each(obs, self.to_torch),
+            actions=self.to_torch(self.actions[at]),
+            next_observations=each(next_obs, self.to_torch),
+            dones=to_column(dones),
+            rewards=to_column(rewards),
+            discounts=None if discounts is None else to_column(discounts),
+        )
+
+    def _outcomes(
+        self, at: tuple[np.ndarray, np.ndarray], tasks: np.ndarray, relabeled: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Reward and termination of stored transitions: as experienced, or judged by the new task where it was relabeled.
+
+        :param at: ring indices and environment indices, (...,) each
+        :param tasks: tasks, (..., task_dim)
+        :param relabeled: which of them have a new task, (...,)
+        :return: rewards and terminations (float32), (...,)
+        """
+        rewards = self.rewards[at]
+        dones = self.dones[at] & ~self.timeouts[at]
+        if relabeled.any():
+            new = tuple(index[relabeled] for index in at)
+            rewards[relabeled], dones[relabeled] = self.judge(self.features[new], tasks[relabeled], self.env_terminated[new])
+        return rewards, dones.astype(np.float32)
+
+    def _n_step_outcomes(
+        self, at: tuple[np.ndarray, np.ndarray], tasks: np.ndarray, relabeled: np.ndarray, env: VecNormalize | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """
+        Discounted reward of a window of n steps under one task, up to its first termination or the episode's end.
+
+        :param at: ring indices and environment indices of the first rows, (batch_size,) each
+        :param tasks: tasks, (batch_size, task_dim), each for its whole window
+        :param relabeled: which of them are new, (batch_size,)
+        :param env: associated ``VecNormalize``, if any
+        :return: returns, terminations, discounts of the bootstrap value, and ring index of the last row of each window,
+            (batch_size,) each
+        """
+        steps, env_inds = at
+        _, ahead = self.episodes.bounds(at)
+        offsets = np.arange(self.n_steps)
+        # (batch_size, n_steps)
+        window = ((steps[:, None] + offsets) % self.buffer_size, np.repeat(env_inds[:, None], self.n_steps, axis=1))
+        rewards, dones = self._outcomes(
+            window,
+            np.repeat(tasks[:, None], self.n_steps, axis=1),
+            np.repeat(relabeled[:, None], self.n_steps, axis=1),
+        )
+        rewards = self._normalize_reward(rewards, env)
+        # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
+        before = np.cumsum(dones, axis=1) - dones
+        counts = (offsets <= ahead[:, None]) & (before == 0)
+        length = counts.sum(axis=1)
+        returns = np.sum(np.where(counts, rewards * self.gamma**offsets, 0.0), axis=1)
+        terminated = np.max(dones * counts, axis=1)
+        return returns, terminated, self.gamma**length, (steps + length - 1) % self.buffer_size
+
+    def _relabel(self, batch: RelabelBatch) -> np.ndarray:
+        """New tasks of the rows to be relabeled, (n_rows, task_dim)."""
+        strategy = self.strategy
+        if strategy.needs_scores and self.model._n_updates < self.warmup_updates:
+            strategy = RandomTask()
+        return strategy.assign(batch, self.rng)
+
+    def judge(self, features: np.ndarray, tasks: np.ndarray, env_terminated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Reward and termination of transitions for tasks.
+
+        :param features: features, (..., feature_dim)
+        :param tasks: tasks, (..., task_dim)
+        :param env_terminated: whether the environment itself ended there, (...,)
+        :return: rewards and terminations, (...,). A time limit is no termination: the row bootstraps, unless it fulfils
+            the task
+        """
+        family = self.require_family()
+        return family.reward(features, tasks), env_terminated | family.terminated(features, tasks)
+
+    def _log(self, batch: RelabelBatch, tasks: np.ndarray, batch_size: int, seconds: float) -> None:
+        """Record what was decided under ``relabel/``; averages until stable-baselines3 next dumps its log."""
+        model = None if self._model_ref is None else self._model_ref()
+        logger = getattr(model, "_logger", None)
+        if logger is None:
+            return
+        full = self._n_samples % _FULL_DIAGNOSTICS_EVERY == 0
+        self._n_samples += 1
+        values = batch.diagnostics(tasks, full) | {
+            "share_changed": np.any(tasks != batch.commanded, axis=1).sum() / batch_size,
+            "us_per_row": 1e6 * seconds / len(tasks),
+        }
+        for key, value in values.items():
+            logger.record_mean(f"relabel/{key}", float(value))
+
+    # -- copies and files ------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the algorithm and its environment, and without the rows that were never written."""
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref", "model")}
+        if not self.full:
+            for key, value in state.items():
+                if _is_storage(key):
+                    state[key] = each(value, lambda array: array[: self.pos])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
+        self.__dict__.update(state)
+        self._model_ref = None
+        self._env_ref = None
+        if not self.full:
+            for key, value in state.items():
+                if _is_storage(key):
+                    self.__dict__[key] = each(value, lambda array: grow(array, self.buffer_size))
+        model = _owner_of(self)
+        if model is not None:
+            self.attach(model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HIPIReplayBuffer":
+        """Copy; where the whole algorithm is copied, the copy belongs to the algorithm's copy."""
+        copy = object.__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        model = None if self._model_ref is None else memo.get(id(self._model_ref()))
+        if model is not None:
+            copy._model_ref = weakref.ref(model)
+        return copy
+
+    def _allocate(self, *shape: int, dtype: Any = np.float32) -> np.ndarray:
+        return np.zeros((self.buffer_size, self.n_envs, *shape), dtype=dtype)
+
+    def _allocate_observations(self) -> Any:
+        # The networks read float32: wider observations would be stored for nothing.
+        def allocate(space: spaces.Space, shape: tuple[int, ...]) -> np.ndarray:
+            return self._allocate(*shape, dtype=np.float32 if space.dtype == np.float64 else space.dtype)
+
+        if isinstance(self.observation_space, spaces.Dict):
+            shapes: Any = self.obs_shape
+            return {key: allocate(space, shapes[key]) for key, space in self.observation_space.spaces.items()}
+        return allocate(self.observation_space, self.obs_shape)
+
+
+def _owner_of(buffer: HIPIReplayBuffer) -> OffPolicyAlgorithm | None:
+    """
+    The algorithm that is building or restoring this buffer right now, from the calling frames.
+
+    stable-baselines3 hands a buffer its spaces, not its algorithm. It builds one in ``_setup_model`` and restores one in
+    ``load_replay_buffer``, and nowhere else: any other caller (a callback that unpickles a buffer, say) is no owner.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_locals.get("self") is buffer:
+        frame = frame.f_back
+    if frame.f_code is load_from_pkl.__code__ and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_locals["self"] if frame.f_code in _OWNERS else None
+
+
+def _is_storage(key: str) -> bool:
+    return key in (
+        "observations",
+        "next_observations",
+        "actions",
+        "rewards",
+        "dones",
+        "timeouts",
+        "env_terminated",
+        "features",
+    )
+
+
+def _store(arrays: Any, pos: int, values: Any) -> None:
+    if isinstance(arrays, dict):
+        for key, array in arrays.items():
+            _store(array, pos, values[key])
+    else:
+        arrays[pos] = np.asarray(values).reshape(arrays.shape[1:])

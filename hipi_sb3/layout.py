@@ -1,0 +1,58 @@
+"""Where an observation holds its task, and the same operation on all arrays of an observation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+
+
+@dataclass(frozen=True)
+class TaskLayout:
+    """
+    Where an observation holds its task: under a key of a Dict, or in the last entries of a flat Box.
+
+    Works alike on arrays and tensors, on single observations and on batches.
+
+    :param key: key of a Dict observation; None for ``observation || task`` in one Box
+    :param task_dim: length of a task
+    """
+
+    key: str | None
+    task_dim: int
+
+    def get(self, observations: Any) -> Any:
+        """Tasks of observations, (..., task_dim)."""
+        return observations[..., -self.task_dim :] if self.key is None else observations[self.key]
+
+    def put(self, observations: Any, tasks: Any) -> Any:
+        """The same observations with other tasks, (..., task_dim); the argument is left as it is."""
+        if self.key is not None:
+            return {**observations, self.key: tasks}
+        parts = (observations[..., : -self.task_dim], tasks)
+        return th.cat(parts, dim=-1) if isinstance(tasks, th.Tensor) else np.concatenate(parts, axis=-1)
+
+
+def each(observations: Any, function: Callable[[Any], Any]) -> Any:
+    """
+    Apply a function to every array of an observation.
+
+    :param observations: array or dict of arrays
+    :param function: function of one array
+    :return: its result, or a dict of its results
+    """
+    if isinstance(observations, dict):
+        return {key: function(value) for key, value in observations.items()}
+    return function(observations)
+
+
+def gather(observations: Any, at: Any) -> Any:
+    """
+    Index every array of an observation.
+
+    :param observations: array or dict of arrays
+    :param at: index
+    :return: the indexed array, or a dict of such
+    """
+    return each(observations, lambda array: array[at])

@@ -1,0 +1,450 @@
+"""The method: for which task was this transition the right thing to do?
+
+:func:`task_posterior` is HIPI's answer (arXiv 2002.11089, equation for q(psi | s, a)); :class:`HIPI` draws labels from it.
+The other strategies are the baselines it is compared with. Nothing here knows an environment, a buffer or a critic: a
+strategy sees the rows that are to be relabeled through :class:`RelabelRows` and returns one task a row.
+
+To add a strategy: subclass :class:`Strategy` and enter it in ``KEY_TO_STRATEGY``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.special import logsumexp, softmax
+
+from hipi_sb3.log_partition import LogPartition
+from hipi_sb3.names import lookup
+
+#: Smallest temperature that is divided by: "T = 0 is the argmax" is reached in the limit, without a case of its own.
+MIN_TEMPERATURE = 1e-8
+
+
+# -- the posterior -------------------------------------------------------------------------------------------------------
+
+
+def task_posterior(
+    scores: np.ndarray,
+    log_partition: np.ndarray | float = 0.0,
+    log_weights: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """
+    q(psi | s, a) proportional to p(psi) exp(R_psi(s, a) / T - log Z(psi)), over a set of candidate tasks.
+
+    :param scores: scaled scores R / T, (batch_size, n_tasks); -inf excludes a task from a row
+    :param log_partition: log Z(psi), (n_tasks,) or (batch_size, n_tasks)
+    :param log_weights: log p(psi) of the candidates, up to a constant, (n_tasks,) or (batch_size, n_tasks)
+    :return: posterior, (batch_size, n_tasks); each row sums to one, except that a row without a possible task is all zero
+    :raises ValueError: when a score is NaN
+    """
+    if np.isnan(scores).any():
+        row, task = np.argwhere(np.isnan(scores))[0]
+        raise ValueError(
+            f"The score of row {row} for candidate task {task} is NaN. Either the family's reward is NaN there or the "
+            "critic has diverged: check rewards, learning rate and observation scale."
+        )
+    log_posterior = scores - log_partition + log_weights
+    largest = log_posterior.max(axis=1, keepdims=True)  # over tasks
+    # A row without a possible task has -inf everywhere; exp(-inf - 0) = 0 leaves it all zero.
+    weights = np.exp(log_posterior - np.where(np.isneginf(largest), 0.0, largest))
+    return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)  # over tasks; a possible row sums to 1 or more
+
+
+def effective_tasks(posterior: np.ndarray) -> np.ndarray:
+    """
+    Effective number of tasks of each row, 1 / sum_j q_j^2: 1 for a certain label, n_tasks for a uniform one.
+
+    :param posterior: posterior, (batch_size, n_tasks)
+    :return: effective sample size, (batch_size,)
+    """
+    return 1.0 / np.maximum(np.sum(posterior**2, axis=1), 1e-300)  # over tasks
+
+
+@dataclass(frozen=True)
+class Inference:
+    """
+    What :class:`TaskInference` found for a batch.
+
+    :param posterior: q(psi | s, a), (batch_size, n_tasks)
+    :param log_partition: log Z(psi), (n_tasks,) or (batch_size, n_tasks)
+    :param temperature: T, a number or one a row, (batch_size, 1)
+    """
+
+    posterior: np.ndarray
+    log_partition: np.ndarray
+    temperature: np.ndarray
+
+
+class TaskInference:
+    """
+    From scores to the posterior: divide by T, price the tasks, normalise.
+
+    :param log_partition: estimator of log Z
+    :param temperature: T as a number; ``"auto"``, the learner's live entropy temperature alpha (the optimal SAC policy is
+        exp((Q - V) / alpha), so that any other T gives another posterior); or ``"ess:n"``, for each row the T at which the
+        posterior has n effective tasks
+    :raises ValueError: when the temperature is none of these
+    """
+
+    def __init__(self, log_partition: LogPartition, temperature: float | str = 1.0) -> None:
+        self.log_partition = log_partition
+        self.temperature = temperature
+        self.target_tasks: float | None = None
+        if isinstance(temperature, str):
+            kind, _, number = temperature.partition(":")
+            if kind == "ess" and _is_number(number) and float(number) >= 1:
+                self.target_tasks = float(number)
+            elif temperature != "auto":
+                raise ValueError(
+                    f"temperature must be a number >= 0, 'auto' or 'ess:n' with n >= 1 effective tasks, not {temperature!r}."
+                )
+        elif not temperature >= 0:
+            raise ValueError(f"temperature must not be negative, but it is {temperature}.")
+
+    @property
+    def needs_alpha(self) -> bool:
+        """Whether T is the learner's entropy temperature."""
+        return self.temperature == "auto"
+
+    def __call__(
+        self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray, alpha: float | None = None
+    ) -> Inference:
+        """
+        Infer the posterior over the candidate tasks.
+
+        :param tasks: candidate tasks, (n_tasks, task_dim), or (batch_size, n_tasks, task_dim) where they differ by row
+        :param scores: scores R, (batch_size, n_tasks)
+        :param log_weights: log prior weight of the candidates, (n_tasks,) or (batch_size, n_tasks)
+        :param alpha: the learner's entropy temperature, for ``temperature="auto"``
+        :return: posterior, log Z and T
+        """
+        scores = np.asarray(scores, dtype=np.float64)
+        if self.target_tasks is None:
+            temperature = np.asarray(alpha if self.needs_alpha else self.temperature, dtype=np.float64)
+        else:
+            temperature = common_temperature(scores, log_weights, self.target_tasks, by_column=tasks.ndim == 2)
+        scaled = scores / np.maximum(temperature, MIN_TEMPERATURE)
+        self.log_partition.update(tasks, scaled)
+        log_z = self.log_partition(tasks, scaled, log_weights)
+        if self.target_tasks is None:
+            return Inference(task_posterior(scaled, log_z, log_weights), log_z, temperature)
+        # T log Z is a price in units of the score. With it fixed, each row takes the T that it needs.
+        ratio = row_temperatures(scaled - log_z, log_weights, self.target_tasks)
+        return Inference(task_posterior((scaled - log_z) / ratio, 0.0, log_weights), log_z, temperature * ratio)
+
+
+def common_temperature(scores: np.ndarray, log_weights: np.ndarray, target_tasks: float, by_column: bool) -> np.ndarray:
+    """
+    One T for a batch, at which the posterior of the centred scores has a given effective number of tasks in the mean.
+
+    :param scores: scores R, (batch_size, n_tasks)
+    :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
+    :param target_tasks: effective number of tasks
+    :param by_column: subtract the mean of each task first; offsets between tasks are the price's business
+    :return: T, a scalar
+    """
+    finite = np.isfinite(scores)
+    axis = 0 if by_column else None
+    mean = np.sum(np.where(finite, scores, 0.0), axis=axis) / np.maximum(finite.sum(axis=axis), 1)
+    centered = scores - mean
+    spread = np.sqrt(np.mean(np.where(finite, centered, 0.0) ** 2))
+
+    def effective(temperature: np.ndarray) -> np.ndarray:
+        return effective_tasks(task_posterior(centered / temperature, 0.0, log_weights)).mean()
+
+    return _bisect_temperature(effective, np.asarray(spread), target_tasks)
+
+
+def row_temperatures(log_odds: np.ndarray, log_weights: np.ndarray, target_tasks: float) -> np.ndarray:
+    """
+    For each row the T at which its posterior has a given effective number of tasks.
+
+    :param log_odds: priced scores, (batch_size, n_tasks)
+    :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
+    :param target_tasks: effective number of tasks
+    :return: T, (batch_size, 1); an end of the searched range where no temperature reaches the target
+    """
+    finite = np.isfinite(log_odds)
+    spread = np.std(np.where(finite, log_odds, 0.0), axis=1, keepdims=True)
+
+    def effective(temperature: np.ndarray) -> np.ndarray:
+        return effective_tasks(task_posterior(log_odds / temperature, 0.0, log_weights))[:, None]
+
+    return _bisect_temperature(effective, spread, target_tasks)
+
+
+def _bisect_temperature(
+    effective: Callable[[np.ndarray], np.ndarray], spread: np.ndarray, target_tasks: float, n_rounds: int = 20
+) -> np.ndarray:
+    """Temperatures at which a function that grows with T reaches the target; within a factor of 1000 of the spread."""
+    center = np.log(np.maximum(spread, MIN_TEMPERATURE))
+    low, high = center - np.log(1000.0), center + np.log(1000.0)
+    for _ in range(n_rounds):
+        middle = 0.5 * (low + high)
+        too_sharp = effective(np.exp(middle)) < target_tasks
+        low, high = np.where(too_sharp, middle, low), np.where(too_sharp, high, middle)
+    return np.exp(0.5 * (low + high))
+
+
+def sample_rows(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """
+    Draw one column from each row.
+
+    :param probabilities: (batch_size, n_tasks), rows sum to one
+    :param rng: random generator
+    :return: column indices, (batch_size,)
+    """
+    cumulative = np.cumsum(probabilities, axis=1)  # over tasks
+    # Scaled by the last entry, so that rounding cannot leave a gap above it.
+    threshold = rng.random(len(probabilities))[:, None] * cumulative[:, -1:]
+    return np.minimum(np.sum(cumulative <= threshold, axis=1), probabilities.shape[1] - 1)
+
+
+# -- strategies ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """
+    The tasks among which a strategy chooses.
+
+    :param tasks: candidate tasks, (n_tasks, task_dim), or (batch_size, n_tasks, task_dim) where they differ by row
+    :param log_weights: log prior weight of each, (n_tasks,) or (batch_size, n_tasks)
+    """
+
+    tasks: np.ndarray
+    log_weights: np.ndarray
+
+    def pick(self, columns: np.ndarray) -> np.ndarray:
+        """
+        The chosen tasks.
+
+        :param columns: one column a row, (batch_size,)
+        :return: tasks, (batch_size, task_dim)
+        """
+        return self.tasks[columns] if self.tasks.ndim == 2 else self.tasks[np.arange(len(columns)), columns]
+
+
+class RelabelRows(Protocol):
+    """What a strategy may ask about the rows that are to be relabeled; everything is computed when it is asked for."""
+
+    @property
+    def commanded(self) -> np.ndarray:
+        """Commanded tasks, (batch_size, task_dim)."""
+
+    def candidates(self) -> Candidates:
+        """Candidate tasks."""
+
+    def infer(self) -> Inference:
+        """Posterior over the candidates, from the learner's critic."""
+
+    def scores(self, tasks: np.ndarray, score: str | None = None) -> np.ndarray:
+        """A score of the rows for tasks, by name, (batch_size, n_tasks); the posterior's if None."""
+
+    def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
+        """Returns of the rows' own trajectories for tasks, (batch_size, n_tasks)."""
+
+    def recent_returns(self, tasks: np.ndarray) -> np.ndarray:
+        """Returns of the most recent trajectories for tasks, (n_recent, n_tasks)."""
+
+    def final_tasks(self) -> np.ndarray:
+        """Tasks that the ends of the rows' own trajectories fulfil, (batch_size, task_dim)."""
+
+    def future_tasks(self, n: int | None = None) -> np.ndarray:
+        """Tasks that random later steps of the rows' own trajectories fulfil, (batch_size, task_dim), or n of them each."""
+
+
+class Strategy(ABC):
+    """
+    A rule that assigns tasks to transitions.
+    """
+
+    #: Whether it chooses among candidate tasks.
+    needs_candidates = True
+    #: Whether it looks at the critic.
+    needs_scores = False
+    #: Whether it needs tasks that a transition fulfils (goal families only).
+    needs_goals = False
+    #: Whether it compares rows by task, so that all rows must have the same candidates.
+    needs_shared_candidates = False
+
+    @abstractmethod
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        """
+        Assign a task to each row.
+
+        :param rows: the rows to be relabeled
+        :param rng: random generator
+        :return: tasks, (batch_size, task_dim)
+        """
+
+
+class NoRelabeling(Strategy):
+    """Every transition keeps the task it was collected for."""
+
+    needs_candidates = False
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        return rows.commanded
+
+
+class RandomTask(Strategy):
+    """A random candidate, drawn by its weight."""
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        candidates = rows.candidates()
+        weights = np.broadcast_to(candidates.log_weights, (len(rows.commanded), candidates.tasks.shape[-2]))
+        return candidates.pick(sample_rows(softmax(weights, axis=1), rng))  # over tasks
+
+
+class FinalGoal(Strategy):
+    """Hindsight experience replay, "final": the goal that the trajectory ended at (arXiv 1707.01495)."""
+
+    needs_candidates = False
+    needs_goals = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        return rows.final_tasks()
+
+
+class FutureGoal(Strategy):
+    """
+    Hindsight experience replay, "future": a goal that the trajectory reaches at this step or later (arXiv 1707.01495).
+    """
+
+    needs_candidates = False
+    needs_goals = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        return rows.future_tasks()
+
+
+class HIPI(Strategy):
+    """
+    Hindsight inference: a task drawn from the posterior q(psi | s, a) (arXiv 2002.11089).
+    """
+
+    needs_scores = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        posterior = rows.infer().posterior
+        tasks = rows.candidates().pick(sample_rows(posterior, rng))
+        return _keep_commanded_where_impossible(tasks, posterior, rows.commanded)
+
+
+class MaximumAPosteriori(Strategy):
+    """The most probable task of the posterior, HIPI's limit of low temperature."""
+
+    needs_scores = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        posterior = rows.infer().posterior
+        tasks = rows.candidates().pick(np.argmax(posterior, axis=1))  # over tasks
+        return _keep_commanded_where_impossible(tasks, posterior, rows.commanded)
+
+
+class MaximumReward(Strategy):
+    """
+    The task that rewards this step most, ties broken at random: the naive rule that HIPI corrects. The task with the
+    largest rewards swallows the data.
+    """
+
+    needs_scores = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        candidates = rows.candidates()
+        return candidates.pick(_argmax(rows.scores(candidates.tasks, "reward"), rng))
+
+
+class MaximumAdvantage(Strategy):
+    """
+    The task with the largest advantage Q(s, a, psi) - V(s, psi): the faster rule of Generalized Hindsight
+    (Li, Pinto, Abbeel, NeurIPS 2020, arXiv 2002.11708).
+    """
+
+    needs_scores = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        candidates = rows.candidates()
+        return candidates.pick(_argmax(rows.scores(candidates.tasks, "advantage"), rng))
+
+
+class ApproximateIRL(Strategy):
+    """
+    Approximate IRL relabeling (AIR) of Generalized Hindsight (Li, Pinto, Abbeel, NeurIPS 2020, arXiv 2002.11708): the task
+    for which the row's trajectory ranks highest among recent trajectories, judged by its return; ties by advantage.
+    """
+
+    needs_scores = True
+    needs_shared_candidates = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        candidates = rows.candidates()
+        returns = rows.trajectory_returns(candidates.tasks)
+        recent = rows.recent_returns(candidates.tasks)
+        if len(recent) == 0:  # no episode has ended yet
+            return rows.commanded
+        # (batch_size, 1, n_tasks) against (1, n_recent, n_tasks)
+        percentile = np.mean(returns[:, None] >= recent[None], axis=1)  # over recent trajectories
+        best = percentile == percentile.max(axis=1, keepdims=True)  # over tasks
+        advantage = rows.scores(candidates.tasks, "advantage")
+        return candidates.pick(_argmax(np.where(best, advantage, -np.inf), rng))
+
+
+KEY_TO_STRATEGY: dict[str, type[Strategy]] = {
+    "none": NoRelabeling,
+    "random": RandomTask,
+    "final": FinalGoal,
+    "future": FutureGoal,
+    "hipi": HIPI,
+    "map": MaximumAPosteriori,
+    "max_reward": MaximumReward,
+    "advantage": MaximumAdvantage,
+    "air": ApproximateIRL,
+}
+
+
+def make_strategy(strategy: str | Strategy) -> Strategy:
+    """
+    Resolve a strategy given by name or object.
+
+    :param strategy: one of ``KEY_TO_STRATEGY`` or a strategy
+    :return: the strategy
+    :raises ValueError: when the name is unknown
+    """
+    return strategy if isinstance(strategy, Strategy) else lookup("strategy", strategy, KEY_TO_STRATEGY)()
+
+
+def _keep_commanded_where_impossible(tasks: np.ndarray, posterior: np.ndarray, commanded: np.ndarray) -> np.ndarray:
+    possible = np.any(posterior, axis=1, keepdims=True)  # over tasks
+    return np.where(possible, tasks, commanded)
+
+
+def _argmax(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Column of the largest value of each row, ties broken at random: (batch_size, n_tasks) -> (batch_size,)."""
+    best = values == values.max(axis=1, keepdims=True)  # over tasks
+    return np.argmax(best * rng.random(values.shape), axis=1)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def label_divergence(posterior: np.ndarray, log_weights: np.ndarray) -> float:
+    """
+    KL divergence of the labels' marginal from the prior: 0 where every task gets its share of the data.
+
+    :param posterior: posterior, (batch_size, n_tasks)
+    :param log_weights: log prior weights of the candidates, (n_tasks,) or (batch_size, n_tasks)
+    :return: KL(mean_i q_i || p), in nats
+    """
+    log_prior = log_weights - logsumexp(log_weights, axis=-1, keepdims=True)  # over tasks
+    marginal = posterior.mean(axis=0)  # over transitions
+    prior = np.exp(log_prior) if log_prior.ndim == 1 else np.exp(log_prior).mean(axis=0)
+    return float(np.sum(marginal * (np.log(np.maximum(marginal, 1e-300)) - np.log(np.maximum(prior, 1e-300)))))

@@ -1,0 +1,204 @@
+"""The rows of a batch that are to be relabeled: the bridge between the buffer, the critic and the strategies."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecNormalize
+
+from hipi_sb3.layout import each, gather
+from hipi_sb3.log_partition import RunningLogPartition
+from hipi_sb3.relabel import Candidates, Inference, effective_tasks, label_divergence
+from hipi_sb3.scores import Learner, Pairs, learner_class, score_pairs
+
+if TYPE_CHECKING:
+    from hipi_sb3.buffers import HIPIReplayBuffer
+
+#: Steps of a trajectory that its return is computed from.
+_MAX_RETURN_STEPS = 64
+
+
+class RelabelBatch:
+    """
+    The rows of a sampled batch that are to be relabeled, as a strategy sees them (``relabel.RelabelRows``).
+
+    Everything is computed when it is first asked for.
+
+    :param buffer: the buffer
+    :param at: ring indices and environment indices of the whole batch, (batch_size,) each
+    :param obs: raw observations of the whole batch
+    :param next_obs: raw next observations of the whole batch
+    :param rows: which rows of the batch are to be relabeled, (n_rows,)
+    :param env: associated ``VecNormalize``, if any
+    """
+
+    def __init__(
+        self,
+        buffer: "HIPIReplayBuffer",
+        at: tuple[np.ndarray, np.ndarray],
+        obs: Any,
+        next_obs: Any,
+        rows: np.ndarray,
+        env: VecNormalize | None,
+    ) -> None:
+        self.buffer = buffer
+        self.family = buffer.require_family()
+        self.at = (at[0][rows], at[1][rows])
+        self.batch_tasks = buffer.layout.get(obs)
+        self.batch_features = buffer.features[at]
+        self.obs, self.next_obs = gather(obs, rows), gather(next_obs, rows)
+        self.commanded = self.batch_tasks[rows]
+        self.features = self.batch_features[rows]
+        self.env = env
+
+    # What strategies ask for
+
+    def candidates(self) -> Candidates:
+        return self.candidate_tasks
+
+    def infer(self) -> Inference:
+        return self.inference
+
+    def final_tasks(self) -> np.ndarray:
+        _, ahead = self.buffer.episodes.bounds(self.at)
+        return self.family.achieved(self._features_ahead(self.at, ahead))
+
+    def future_tasks(self, n: int | None = None) -> np.ndarray:
+        _, ahead = self.buffer.episodes.bounds(self.at)
+        steps, env_inds = self.at
+        if n is not None:
+            # (n_rows,) -> (n_rows, n)
+            steps, env_inds, ahead = (np.repeat(index[:, None], n, axis=1) for index in (steps, env_inds, ahead))
+        # Inclusive of this step and of the last one.
+        return self.family.achieved(self._features_ahead((steps, env_inds), self.buffer.rng.integers(0, ahead + 1)))
+
+    def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
+        before, ahead = self.buffer.episodes.bounds(self.at)
+        return self._returns((self.at[0] - before, self.at[1]), before + ahead + 1, tasks)
+
+    def recent_returns(self, tasks: np.ndarray) -> np.ndarray:
+        steps, env_inds, lengths = self.buffer.episodes.recent()
+        return self._returns((steps, env_inds), lengths, tasks)
+
+    # How it is computed
+
+    @cached_property
+    def candidate_tasks(self) -> Candidates:
+        return self.buffer.candidate_sampler(self, self.buffer.rng)
+
+    @cached_property
+    def inference(self) -> Inference:
+        candidates = self.candidate_tasks
+        return self.buffer.inference(
+            candidates.tasks, self.scores(candidates.tasks), candidates.log_weights, alpha=self.learner.alpha
+        )
+
+    @cached_property
+    def learner(self) -> Learner:
+        temperature = self.buffer.inference.temperature
+        model = self.buffer.model
+        return learner_class(model)(model, None if isinstance(temperature, str) else temperature)
+
+    def scores(self, tasks: np.ndarray, score: str | None = None) -> np.ndarray:
+        """
+        Scores of the rows for tasks.
+
+        :param tasks: (n_tasks, task_dim) for all rows, or (n_rows, n_tasks, task_dim)
+        :param score: which score; the buffer's if None
+        :return: R_psi(s, a), (n_rows, n_tasks)
+        """
+        buffer, layout, env = self.buffer, self.buffer.layout, self.env
+        env_terminated = buffer.env_terminated[self.at]
+        # (n_rows, 1, ...) against (n_tasks, task_dim) or (n_rows, n_tasks, task_dim)
+        rewards, terminated = buffer.judge(self.features[:, None], tasks, env_terminated[:, None])
+        if env is not None:
+            rewards = env.normalize_reward(rewards)
+        pairs = Pairs(
+            observations=self._to_torch(buffer._normalize_obs(self.obs, env)),
+            next_observations=self._to_torch(buffer._normalize_obs(self.next_obs, env)),
+            actions=buffer.to_torch(buffer.actions[self.at], copy=False),
+            tasks=buffer.to_torch(self._normalize_tasks(tasks), copy=False),
+            rewards=buffer.to_torch(np.asarray(rewards, dtype=np.float32), copy=False),
+            terminated=buffer.to_torch(terminated, copy=False),
+            with_task=layout.put,
+        )
+        return score_pairs(self.learner, score or buffer.score, pairs).cpu().numpy().astype(np.float64)
+
+    def diagnostics(self, tasks: np.ndarray, full: bool) -> dict[str, Any]:
+        """
+        What was decided, in numbers.
+
+        :param tasks: assigned tasks, (n_rows, task_dim)
+        :param full: whether to take the numbers too that need extra scores
+        :return: values by name, see the README's table
+        """
+        fulfilled = self.family.success(self.features, tasks)
+        if fulfilled is None:
+            fulfilled = self.family.terminated(self.features, tasks)
+        values = {
+            "reward_before": self.buffer.rewards[self.at].mean(),
+            "reward_after": self.family.reward(self.features, tasks).mean(),
+            "trivial_share": np.mean(fulfilled),
+        }
+        if "inference" not in self.__dict__:
+            return values
+        found = self.inference
+        posterior = found.posterior
+        values |= {
+            "posterior_entropy": -np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1).mean(),  # over tasks
+            "effective_tasks": effective_tasks(posterior).mean(),
+            "label_kl": label_divergence(posterior, self.candidate_tasks.log_weights),
+            "log_z_mean": found.log_partition.mean(),
+            "log_z_spread": found.log_partition.std(),
+            "temperature": np.median(found.temperature),
+        }
+        log_partition = self.buffer.inference.log_partition
+        if isinstance(log_partition, RunningLogPartition):
+            values["log_z_resets"] = log_partition.n_resets
+        if full:
+            values["commanded_best"] = self.share_commanded_best()
+        return values
+
+    def share_commanded_best(self) -> float:
+        """Share of rows for which no candidate scores higher than the commanded task."""
+        candidates = self.scores(self.candidate_tasks.tasks)
+        commanded = self.scores(self.commanded[:, None])[:, 0]
+        return float(np.mean(commanded >= candidates.max(axis=1)))  # over tasks
+
+    def _features_ahead(self, at: tuple[np.ndarray, ...], ahead: np.ndarray) -> np.ndarray:
+        """Features of the transitions that lie some rows ahead, (..., feature_dim)."""
+        return self.buffer.features[(at[0] + ahead) % self.buffer.buffer_size, at[1]]
+
+    def _returns(self, first: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """
+        Undiscounted returns of trajectories for tasks, up to the step that terminates the task.
+
+        :param first: ring indices and environment indices of the first rows, (n,) each
+        :param lengths: numbers of steps, (n,); of a long trajectory _MAX_RETURN_STEPS evenly spaced ones stand for all
+        :param tasks: tasks, (n_tasks, task_dim)
+        :return: returns, (n, n_tasks)
+        """
+        if len(lengths) == 0:
+            return np.zeros((0, len(tasks)))
+        n_steps = min(int(lengths.max()), _MAX_RETURN_STEPS)
+        stride = np.maximum(lengths / n_steps, 1.0)[:, None]
+        ahead = (np.arange(n_steps) * stride).astype(int)  # (n, n_steps)
+        within = ahead < lengths[:, None]
+        features = self._features_ahead((first[0][:, None], first[1][:, None]), ahead)
+        # (n, n_steps, 1, feature_dim) against (n_tasks, task_dim)
+        rewards = self.family.reward(features[:, :, None], tasks)
+        terminated = self.family.terminated(features[:, :, None], tasks)
+        running = np.cumsum(terminated, axis=1) - terminated == 0
+        return np.sum(np.where(within[:, :, None] & running, rewards * stride[:, :, None], 0.0), axis=1)  # over steps
+
+    def _normalize_tasks(self, tasks: np.ndarray) -> np.ndarray:
+        """Tasks as the policy sees them: statistics are kept a dimension, so they pass through with any observation."""
+        if self.env is None:
+            return tasks
+        flat = tasks.reshape(-1, tasks.shape[-1])
+        some_obs = gather(self.obs, np.zeros(len(flat), dtype=int))
+        normalized = self.buffer._normalize_obs(self.buffer.layout.put(some_obs, flat), self.env)
+        return np.asarray(self.buffer.layout.get(normalized), dtype=np.float32).reshape(tasks.shape)
+
+    def _to_torch(self, observations: Any) -> Any:
+        return each(observations, lambda array: self.buffer.to_torch(array, copy=False))

@@ -1,0 +1,361 @@
+"""Scores R_psi(s, a): how good a transition is for a task. The only module that looks inside a critic.
+
+Every score is computed for all pairs of a row and a candidate task at once, (batch_size, n_tasks), in chunks of bounded
+memory. To add a score: write a function and enter it in ``KEY_TO_SCORE``.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch as th
+from sb3_contrib import QRDQN, TQC, CrossQ
+from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+
+from hipi_sb3.names import lookup
+
+TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
+
+#: Pairs that are scored in one forward pass: activations of 256 units then stay within a few megabytes.
+MAX_PAIRS_PER_CHUNK = 8192
+
+
+@dataclass
+class Pairs:
+    """
+    Every row of a batch together with every candidate task.
+
+    :param observations: observations as the policy sees them (normalised), batch_size rows; their task is ignored
+    :param next_observations: next observations likewise
+    :param actions: actions as the critic sees them (scaled to [-1, 1]), (batch_size, action_dim)
+    :param tasks: candidate tasks as the policy sees them, (n_tasks, task_dim) or (batch_size, n_tasks, task_dim)
+    :param rewards: r_psi(s, a, s') as the critic learns it, (batch_size, n_tasks)
+    :param terminated: d_psi, whether the transition ends the task or the environment, (batch_size, n_tasks)
+    :param with_task: ``with_task(observations, tasks)`` puts tasks into observations, row by row
+    """
+
+    observations: TensorObs
+    next_observations: TensorObs
+    actions: th.Tensor
+    tasks: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor
+    with_task: Callable[[TensorObs, th.Tensor], TensorObs]
+
+    def tile(self, rows: TensorObs) -> TensorObs:
+        """Repeat each row once a task: (batch_size, ...) -> (batch_size * n_tasks, ...)."""
+        if isinstance(rows, dict):
+            return {key: self.tile(value) for key, value in rows.items()}
+        batch_size, n_tasks = self.rewards.shape
+        return rows.unsqueeze(1).expand(batch_size, n_tasks, *rows.shape[1:]).reshape(-1, *rows.shape[1:])
+
+    def tile_observations(self, rows: TensorObs) -> TensorObs:
+        """Observations of all pairs, task by task within each row: batch_size * n_tasks rows."""
+        batch_size, n_tasks = self.rewards.shape
+        tasks = self.tasks.expand(batch_size, n_tasks, -1).reshape(batch_size * n_tasks, -1)
+        return self.with_task(self.tile(rows), tasks)
+
+    def untile(self, values: th.Tensor) -> th.Tensor:
+        """(batch_size * n_tasks, 1) or (batch_size * n_tasks,) -> (batch_size, n_tasks)."""
+        return values.reshape(self.rewards.shape)
+
+    def chunks(self, max_pairs: int) -> Iterator["Pairs"]:
+        """Split by rows, so that no part has more than max_pairs pairs (or is a single row)."""
+        batch_size, n_tasks = self.rewards.shape
+        step = max(1, max_pairs // n_tasks)
+        for start in range(0, batch_size, step):
+            rows = slice(start, start + step)
+            yield replace(
+                self,
+                observations=_rows(self.observations, rows),
+                next_observations=_rows(self.next_observations, rows),
+                actions=self.actions[rows],
+                tasks=self.tasks if self.tasks.dim() == 2 else self.tasks[rows],
+                rewards=self.rewards[rows],
+                terminated=self.terminated[rows],
+            )
+
+
+class Learner:
+    """
+    What scores need to know about an algorithm: its critics, its policy and its entropy temperature.
+
+    This base class fits algorithms with ``critic(observations, actions)`` and a stochastic actor.
+
+    :param model: the algorithm
+    :param temperature: T of the soft value where the policy has no entropy temperature of its own (discrete actions); None
+        for the greedy value
+    """
+
+    #: Whether the algorithm has an entropy temperature alpha.
+    has_alpha = True
+    #: Whether its policy has a density pi(a | s, psi).
+    has_log_prob = True
+
+    def __init__(self, model: OffPolicyAlgorithm, temperature: float | None = None) -> None:
+        self.model: Any = model
+        self.gamma: float = model.gamma
+        self.temperature = temperature
+
+    @property
+    def alpha(self) -> float | None:
+        """Live entropy temperature; None where the algorithm has none."""
+        if not self.has_alpha:
+            return None
+        model = self.model
+        return float(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp())
+
+    @property
+    def entropy_weight(self) -> float:
+        """Weight of -log pi in values: alpha, or 0 where the algorithm has none."""
+        return self.alpha or 0.0
+
+    def min_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        """Minimum over the critics, (n, 1)."""
+        return th.cat(self.model.critic(observations, actions), dim=1).min(dim=1, keepdim=True).values
+
+    def first_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        """The first critic alone, (n, 1)."""
+        return self.model.critic.q1_forward(observations, actions)
+
+    def target_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        """Estimate of Q in the algorithm's own Bellman target, (n, 1)."""
+        return th.cat(self.model.critic_target(observations, actions), dim=1).min(dim=1, keepdim=True).values
+
+    def policy_sample(self, observations: TensorObs) -> tuple[th.Tensor, th.Tensor]:
+        """One action of the policy, (n, action_dim), and its log-probability, (n, 1)."""
+        actions, log_prob = self.model.actor.action_log_prob(observations)
+        return actions, log_prob.reshape(-1, 1)
+
+    def target_policy_sample(self, observations: TensorObs) -> tuple[th.Tensor, th.Tensor]:
+        """As :meth:`policy_sample`, by the policy that the Bellman target uses."""
+        return self.policy_sample(observations)
+
+    def next_value(self, next_observations: TensorObs) -> th.Tensor:
+        """Value of the next state in the algorithm's own Bellman target, from one sample of its policy, (n, 1)."""
+        actions, log_prob = self.target_policy_sample(next_observations)
+        return self.target_q(next_observations, actions) - self.entropy_weight * log_prob
+
+    def value(self, observations: TensorObs) -> th.Tensor:
+        """V(s, psi) of the current critic and policy, from one sample of the policy, (n, 1)."""
+        actions, log_prob = self.policy_sample(observations)
+        return self.min_q(observations, actions) - self.entropy_weight * log_prob
+
+    def log_prob(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        """log pi(a | s, psi) of given actions, (n, 1)."""
+        actor = self.model.actor
+        mean, log_std, kwargs = actor.get_action_dist_params(observations)
+        distribution = actor.action_dist.proba_distribution(mean, log_std, **kwargs)
+        # The inverse of tanh has no value on the bound: stay inside it.
+        bound = 1.0 - 1e-6
+        return distribution.log_prob(actions.clamp(-bound, bound)).reshape(-1, 1)
+
+
+class SACLearner(Learner):
+    """SAC: twin critics with targets, a squashed Gaussian policy, entropy temperature alpha."""
+
+
+class TQCLearner(Learner):
+    """TQC: critics of quantiles, (n, n_critics, n_quantiles); their mean is Q."""
+
+    def min_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        return self.model.critic(observations, actions).mean(dim=2).min(dim=1, keepdim=True).values
+
+    def first_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        return self.model.critic(observations, actions)[:, 0].mean(dim=1, keepdim=True)
+
+    def target_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        model = self.model
+        quantiles = model.critic_target(observations, actions).flatten(start_dim=1).sort(dim=1).values
+        kept = model.critic.quantiles_total - model.top_quantiles_to_drop_per_net * model.critic.n_critics
+        return quantiles[:, :kept].mean(dim=1, keepdim=True)
+
+
+class CrossQLearner(Learner):
+    """CrossQ: no target networks, the critic itself with its batch norm in evaluation mode."""
+
+    def first_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        return self.model.critic(observations, actions)[0]
+
+    def target_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        return self.min_q(observations, actions)
+
+
+class TD3Learner(Learner):
+    """TD3 and DDPG: a deterministic policy, so neither alpha nor log pi."""
+
+    has_alpha = False
+    has_log_prob = False
+
+    def policy_sample(self, observations: TensorObs) -> tuple[th.Tensor, th.Tensor]:
+        actions = self.model.actor(observations)
+        return actions, actions.new_zeros(len(actions), 1)
+
+    def target_policy_sample(self, observations: TensorObs) -> tuple[th.Tensor, th.Tensor]:
+        model = self.model
+        actions = model.actor_target(observations)
+        noise = (th.randn_like(actions) * model.target_policy_noise).clamp(-model.target_noise_clip, model.target_noise_clip)
+        return (actions + noise).clamp(-1, 1), actions.new_zeros(len(actions), 1)
+
+
+class DQNLearner(Learner):
+    """
+    DQN: one network for all actions. The policy at temperature T is exp((Q - V) / T) with the soft value
+    V = T log sum_a exp(Q(s, a) / T).
+    """
+
+    has_alpha = False
+    has_log_prob = False
+
+    def q_values(self, observations: TensorObs) -> th.Tensor:
+        """Q of every action, (n, n_actions)."""
+        return self.model.q_net(observations)
+
+    def target_q_values(self, observations: TensorObs) -> th.Tensor:
+        """Q of every action by the target network, (n, n_actions)."""
+        return self.model.q_net_target(observations)
+
+    def soft_value(self, q_values: th.Tensor) -> th.Tensor:
+        """V of a state from the Q of its actions, (n, n_actions) -> (n, 1)."""
+        if not self.temperature:
+            return q_values.max(dim=1, keepdim=True).values
+        return self.temperature * th.logsumexp(q_values / self.temperature, dim=1, keepdim=True)
+
+    def min_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
+        return self.q_values(observations).gather(1, actions.long().reshape(-1, 1))
+
+    def next_value(self, next_observations: TensorObs) -> th.Tensor:
+        return self.soft_value(self.target_q_values(next_observations))
+
+    def value(self, observations: TensorObs) -> th.Tensor:
+        return self.soft_value(self.q_values(observations))
+
+
+class QRDQNLearner(DQNLearner):
+    """QR-DQN: quantiles of every action, (n, n_quantiles, n_actions); their mean is Q."""
+
+    def q_values(self, observations: TensorObs) -> th.Tensor:
+        return self.model.quantile_net(observations).mean(dim=1)
+
+    def target_q_values(self, observations: TensorObs) -> th.Tensor:
+        return self.model.quantile_net_target(observations).mean(dim=1)
+
+
+CLASS_TO_LEARNER: dict[type[OffPolicyAlgorithm], type[Learner]] = {
+    SAC: SACLearner,
+    TD3: TD3Learner,  # DDPG too
+    DQN: DQNLearner,
+    TQC: TQCLearner,
+    CrossQ: CrossQLearner,
+    QRDQN: QRDQNLearner,
+}
+
+
+def learner_class(model: OffPolicyAlgorithm) -> type[Learner]:
+    """
+    The view that fits an algorithm.
+
+    :param model: the algorithm
+    :return: class of its view
+    :raises TypeError: when the algorithm is not supported
+    """
+    for algorithm, learner in CLASS_TO_LEARNER.items():
+        if isinstance(model, algorithm):
+            return learner
+    raise TypeError(
+        f"Scores know {', '.join(algorithm.__name__ for algorithm in CLASS_TO_LEARNER)}, not {type(model).__name__}. "
+        "Strategies without scores ('none', 'random', 'final', 'future') work with every off-policy algorithm."
+    )
+
+
+def q_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = min over the critics of Q(s, a, psi): no look at the realised s', so no hindsight bias.
+    """
+    return pairs.untile(learner.min_q(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions)))
+
+
+def td_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = r_psi + gamma (1 - d_psi) V(s', psi): the learner's own Bellman target. It holds the exact reward from the first step
+    on, and picks lucky outcomes where the dynamics are noisy.
+    """
+    next_value = pairs.untile(learner.next_value(pairs.tile_observations(pairs.next_observations)))
+    return _bellman(learner.gamma, pairs, next_value)
+
+
+def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = r_psi + gamma (1 - d_psi) Q(s', a', psi) - log pi(a | s, psi) with the first online critic, as the authors' code has
+    it. At the optimum Q - alpha log pi = V, so it carries no information about the action; kept for comparison.
+    """
+    next_observations = pairs.tile_observations(pairs.next_observations)
+    next_q = learner.first_q(next_observations, learner.policy_sample(next_observations)[0])
+    log_prob = learner.log_prob(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions))
+    return _bellman(learner.gamma, pairs, pairs.untile(next_q)) - pairs.untile(log_prob)
+
+
+def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = Q(s, a, psi) - V(s, psi): how much better the action was than what the policy does for that task.
+    """
+    observations = pairs.tile_observations(pairs.observations)
+    return pairs.untile(learner.min_q(observations, pairs.tile(pairs.actions)) - learner.value(observations))
+
+
+def reward_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = r_psi, the reward of the step alone: the naive rule that looks at no consequence.
+    """
+    return pairs.rewards
+
+
+KEY_TO_SCORE: dict[str, Callable[[Learner, Pairs], th.Tensor]] = {
+    "q": q_score,
+    "td": td_score,
+    "advantage": advantage_score,
+    "reward": reward_score,
+    "paper": paper_score,
+}
+
+
+def score_pairs(learner: Learner, score: str, pairs: Pairs, max_pairs: int = MAX_PAIRS_PER_CHUNK) -> th.Tensor:
+    """
+    Score every row with every candidate task.
+
+    :param learner: view of the algorithm
+    :param score: one of ``KEY_TO_SCORE``
+    :param pairs: rows and candidate tasks
+    :param max_pairs: pairs a forward pass
+    :return: R_psi(s, a), (batch_size, n_tasks)
+    """
+    function = lookup("score", score, KEY_TO_SCORE)
+    with th.no_grad(), evaluation_mode(learner.model.policy):
+        return th.cat([function(learner, chunk) for chunk in pairs.chunks(max_pairs)])
+
+
+@contextmanager
+def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
+    """Score without dropout and without touching batch statistics, whatever mode the update is in."""
+    training = policy.training
+    if training:
+        policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        if training:
+            policy.set_training_mode(True)
+
+
+def _bellman(gamma: float, pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
+    # Not (1 - d) * value: an impossible task (reward -inf) must not meet a NaN, nor a terminal row an unbounded value.
+    return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), gamma * next_value)
+
+
+def _rows(observations: TensorObs, rows: slice) -> TensorObs:
+    if isinstance(observations, dict):
+        return {key: value[rows] for key, value in observations.items()}
+    return observations[rows]

@@ -1,0 +1,137 @@
+"""Make one environment with a family of tasks out of an ordinary Gymnasium environment."""
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from hipi_sb3.tasks import TaskFamily
+
+
+class MultiTaskWrapper(gym.Wrapper):
+    """
+    Show a task in the observation and reward it.
+
+    At each reset a task psi is drawn from the family's prior, unless ``reset(options={"task": psi})`` or ``fixed_task`` says
+    otherwise. The reward of a step is the family's; the episode terminates where the task or the inner environment does,
+    and the inner environment's time limit stays a truncation.
+
+    ``info`` has, after every step, ``task`` (task_dim,), ``task_features`` (feature_dim,), ``env_terminated`` (bool, the
+    inner environment's own termination) and, where the family has a notion of success, ``is_success``.
+
+    :param env: environment; its observation is kept as it is under the key ``observation``
+    :param family: the tasks and their rewards
+    :param flatten: one flat Box ``observation || task`` instead of a Dict, for algorithms without ``MultiInputPolicy``
+        (CrossQ); the inner observation has to be a one-dimensional Box
+    :param fixed_task: task of every episode, (task_dim,), for evaluation; see :meth:`fix_task`
+    :raises ValueError: when family, task or observation space do not fit
+    """
+
+    def __init__(self, env: gym.Env, family: TaskFamily, flatten: bool = False, fixed_task: Any = None) -> None:
+        super().__init__(env)
+        if not isinstance(family, TaskFamily):
+            raise TypeError(f"MultiTaskWrapper: family must be a TaskFamily, not {type(family).__name__}: {family!r}.")
+        family.check()
+        inner = env.observation_space
+        if flatten and not (isinstance(inner, spaces.Box) and len(inner.shape) == 1):
+            raise ValueError(f"MultiTaskWrapper: flatten=True needs a one-dimensional Box observation, not {inner}.")
+        if isinstance(inner, spaces.Dict):
+            raise ValueError(
+                f"MultiTaskWrapper: the inner observation space must not be a Dict ({list(inner.spaces)}): stable-baselines3 "
+                "does not nest dictionaries. Wrap the environment in gymnasium.wrappers.FlattenObservation or "
+                "FilterObservation first."
+            )
+        self.task_family = family
+        self.flatten = flatten
+        if flatten:
+            assert isinstance(inner, spaces.Box)
+            self.observation_space: spaces.Space = spaces.Box(
+                np.concatenate([inner.low, family.task_space.low]).astype(np.float32),
+                np.concatenate([inner.high, family.task_space.high]).astype(np.float32),
+                dtype=np.float32,
+            )
+        else:
+            self.observation_space = spaces.Dict({"observation": inner, "task": family.task_space})
+        self.task: np.ndarray | None = None
+        self._inner_obs: Any = None
+        self._step = 0
+        self.fixed_task: np.ndarray | None = None
+        self.fix_task(fixed_task)
+
+    def fix_task(self, task: Any) -> None:
+        """
+        Use this task from the next reset on; None draws from the prior again.
+
+        Evaluation calls it through ``vec_env.env_method("fix_task", task)``: the automatic reset of a ``VecEnv`` drops
+        ``options``.
+
+        :param task: task, (task_dim,), or None
+        :raises ValueError: when the task is outside the task space
+        """
+        self.fixed_task = None if task is None else self.task_family.check_task(task)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """
+        Start an episode.
+
+        :param seed: seed of the environment and of the task's draw
+        :param options: ``{"task": psi}`` sets the task of this episode; other entries go to the inner environment
+        :return: observation and info
+        """
+        options = dict(options or {})
+        task = options.pop("task", self.fixed_task)
+        obs, info = self.env.reset(seed=seed, options=options or None)
+        # The inner generator is seeded by the line above, so that one seed fixes both the state and the task.
+        self.task = self.task_family.sample(self.np_random, 1)[0] if task is None else self.task_family.check_task(task)
+        self._inner_obs = obs
+        self._step = 0
+        return self._observation(obs), {**info, "task": self.task.copy()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """
+        Step the inner environment and judge the step by the task.
+
+        :param action: action
+        :return: observation, reward of the task, terminated, truncated, info
+        :raises ValueError: when a feature is NaN or the reward is not finite
+        """
+        assert self.task is not None, "Call reset() before step()."
+        next_obs, inner_reward, env_terminated, truncated, info = self.env.step(action)
+        self._step += 1
+        family, task = self.task_family, self.task
+        # Judged in the precision in which the replay buffer stores it: a threshold must not fall differently later.
+        features = np.asarray(
+            family.features(self.env, self._inner_obs, action, next_obs, inner_reward, info), dtype=np.float32
+        )
+        if features.shape != (family.feature_dim,):
+            raise ValueError(
+                f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
+                f"expected ({family.feature_dim},)."
+            )
+        # The sum is NaN if an entry is (or if infinities cancel), and much cheaper to test on a short vector.
+        if math.isnan(np.add.reduce(features)) and np.isnan(features).any():
+            self._raise_not_finite("features", features)
+        reward = float(family.reward(features, task))
+        if not math.isfinite(reward):
+            self._raise_not_finite("reward", reward)
+        terminated = bool(env_terminated) or bool(family.terminated(features, task))
+        info = {**info, "task": task.copy(), "task_features": features, "env_terminated": bool(env_terminated)}
+        success = family.success(features, task)
+        if success is not None:
+            info["is_success"] = bool(success)
+        self._inner_obs = next_obs
+        return self._observation(next_obs), reward, terminated, bool(truncated), info
+
+    def _observation(self, obs: Any) -> Any:
+        assert self.task is not None
+        if self.flatten:
+            return np.concatenate([obs, self.task], dtype=np.float32)
+        return {"observation": obs, "task": self.task.copy()}
+
+    def _raise_not_finite(self, what: str, value: Any) -> None:
+        raise ValueError(
+            f"{type(self.task_family).__name__}: {what} at step {self._step} of the episode is {value} for task {self.task}. "
+            "Check the environment's state and the family's arithmetic at this step; nothing was stored."
+        )

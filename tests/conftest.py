@@ -1,0 +1,31 @@
+"""What all tests share. The environment is set before any of them imports a simulator or torch."""
+
+import ctypes.util
+import importlib
+import os
+from types import ModuleType
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+# MuJoCo without a display; where there is no EGL, naming it would break the import of MuJoCo itself.
+if not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+import pytest
+import torch as th
+
+th.set_num_threads(1)
+
+
+def require(name: str) -> ModuleType:
+    """
+    Import a module of an optional extra: the test skips where it is missing, but fails in CI, which installs all extras.
+
+    Use as ``from conftest import require``.
+
+    :param name: module
+    :return: the module
+    """
+    if os.environ.get("CI") == "true":
+        return importlib.import_module(name)
+    return pytest.importorskip(name, reason=f"{name} is not installed: see the extras in setup.py", exc_type=ImportError)

@@ -1,0 +1,135 @@
+"""A small environment with a family of tasks, and hand-filled buffers, for the tests of several modules."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from hipi_sb3 import DiscreteTasks, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TaskFamily
+
+#: Corridor of goals, with goals wide enough that a short random walk meets some.
+GOALS = GoalReaching(low=[-1.0], high=[1.0], radius=0.15)
+
+ACTIONS = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
+#: Observations of the hand-filled buffers: (environment, time) name the row.
+DICT_SPACE = spaces.Dict({"observation": spaces.Box(-np.inf, np.inf, (2,), np.float32), "task": GOALS.task_space})
+FLAT_SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+
+class LineWalk(gym.Env):
+    """
+    A point on a line: the action moves it by at most 0.3, beyond 1.2 it falls off and the environment ends.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = ACTIONS
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.position, self.clock = self.np_random.uniform(-0.5, 0.5), 0
+        return self._obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.position += 0.3 * float(np.clip(action, -1, 1).item())
+        self.clock += 1
+        return self._obs(), 0.0, abs(self.position) > 1.2, False, {}
+
+    def _obs(self) -> np.ndarray:
+        return np.array([self.position, 0.1 * self.clock], dtype=np.float32)
+
+
+def make_line_walk(family: TaskFamily = GOALS, max_steps: int = 8, **kwargs: Any) -> gym.Env:
+    """The walk with tasks and a time limit."""
+    return MultiTaskWrapper(TimeLimit(LineWalk(), max_steps), family, **kwargs)
+
+
+def vec_line_walk(n_envs: int, **kwargs: Any) -> DummyVecEnv:
+    """Several walks."""
+    return DummyVecEnv([lambda: make_line_walk(**kwargs)] * n_envs)
+
+
+# -- a finite family, functions at module level so that it pickles ----------------------------------------------------------
+
+
+def position_of(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
+    return np.asarray(next_obs)[:1]
+
+
+def to_the_right(features: np.ndarray) -> np.ndarray:
+    return features[..., 0]
+
+
+def to_the_left(features: np.ndarray) -> np.ndarray:
+    return -features[..., 0]
+
+
+def to_the_middle(features: np.ndarray) -> np.ndarray:
+    return -np.abs(features[..., 0])
+
+
+def directions(prior: Sequence[float] | None = None) -> DiscreteTasks:
+    """Three tasks: right, left, middle."""
+    return DiscreteTasks([to_the_right, to_the_left, to_the_middle], position_of, feature_dim=1, prior=prior)
+
+
+def one_task() -> DiscreteTasks:
+    """A family with a single task."""
+    return DiscreteTasks([to_the_right], position_of, feature_dim=1)
+
+
+# -- hand-filled buffers ---------------------------------------------------------------------------------------------------
+
+#: One step of one environment: position reached, commanded goal, how it ended ("", "task", "env", "limit", "task+env").
+Step = tuple[float, float, str]
+
+
+def goal_buffer(buffer_size: int = 20, n_envs: int = 1, flat: bool = False, **kwargs: Any) -> HIPIReplayBuffer:
+    """An empty buffer of the goal family that belongs to no algorithm."""
+    kwargs = {"strategy": "none", "relabel_prob": 1.0, **kwargs}
+    space = FLAT_SPACE if flat else DICT_SPACE
+    return HIPIReplayBuffer(buffer_size * n_envs, space, ACTIONS, device="cpu", n_envs=n_envs, family=GOALS, **kwargs)
+
+
+def observation(env_index: int, clock: float, goal: float, flat: bool) -> Any:
+    """The observation that names a row."""
+    inner = np.array([env_index, clock], dtype=np.float32)
+    task = np.array([goal], dtype=np.float32)
+    return np.concatenate([inner, task]) if flat else {"observation": inner, "task": task}
+
+
+def add_step(add: Callable[..., None], clock: int, steps: Sequence[Step], flat: bool = False) -> None:
+    """
+    Store one step of every environment, as SB3 does.
+
+    :param add: ``buffer.add``, or that of another buffer
+    :param clock: number of the step: its observation is ``clock``, the next one ``clock + 1``, or ``clock + 0.5`` at the end
+        of an episode
+    :param steps: a step of each environment
+    """
+
+    def stack(observations: list[Any]) -> Any:
+        if flat:
+            return np.stack(observations)
+        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+
+    obs, next_obs, rewards, dones, infos = [], [], [], [], []
+    for env_index, (position, goal, end) in enumerate(steps):
+        obs.append(observation(env_index, clock, goal, flat))
+        next_obs.append(observation(env_index, clock + (0.5 if end else 1), goal, flat))
+        features = np.array([position], dtype=np.float32)
+        rewards.append(GOALS.reward(features, np.array([goal])))
+        dones.append(bool(end))
+        infos.append({"task_features": features, "env_terminated": "env" in end, "TimeLimit.truncated": end == "limit"})
+        assert bool(GOALS.terminated(features, np.array([goal]))) == ("task" in end), "the test's own mistake"
+    actions = np.full((len(steps), 1), 0.01 * clock, dtype=np.float32)
+    add(stack(obs), stack(next_obs), actions, np.array(rewards, dtype=np.float32), np.array(dones), infos)
+
+
+def fill(buffer: Any, steps: Sequence[Sequence[Step]], flat: bool = False, start: int = 0) -> None:
+    """Store steps one after another: ``steps[time][environment]``."""
+    for clock, step in enumerate(steps, start):
+        add_step(buffer.add, clock, step, flat)

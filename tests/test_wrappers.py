@@ -1,0 +1,318 @@
+"""MultiTaskWrapper around a small environment whose every step is known."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from numpy.testing import assert_array_equal
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from hipi_sb3.tasks import CallableTasks, GoalReaching, LinearReward
+from hipi_sb3.wrappers import MultiTaskWrapper
+
+
+class Line(gym.Env):
+    """Add the action, (2,), to the position, (2,); beyond ``cliff`` on axis 0 the environment itself ends."""
+
+    action_space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
+    observation_space = spaces.Box(-100.0, 100.0, shape=(2,), dtype=np.float32)
+
+    def __init__(self, cliff: float = 99.0) -> None:
+        self.cliff = cliff
+        self.reset_options = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.reset_options = options
+        self.position = self.np_random.uniform(-0.1, 0.1, size=2).astype(np.float32)
+        return self.position.copy(), {"inner": "reset"}
+
+    def step(self, action):
+        self.position = np.clip(self.position + action, -100, 100).astype(np.float32)
+        return self.position.copy(), 7.0, bool(self.position[0] > self.cliff), False, {"inner": "step"}
+
+
+class WrongFeatures(GoalReaching):
+    """Features that are not what the family says: another shape, or NaN from the third step on."""
+
+    def __init__(self, features) -> None:
+        super().__init__([-9, -9], [9, 9], radius=0.5)
+        self.wrong = features
+
+    def features(self, env, obs, action, next_obs, reward, info):
+        return np.asarray(self.wrong, dtype=np.float64)
+
+
+def position_features(env, obs, action, next_obs, reward, info):
+    return next_obs
+
+
+def division_by_the_task(features, tasks):
+    with np.errstate(divide="ignore"):
+        return features[..., 0] / (0 * tasks[..., 0])
+
+
+def all_arguments(env, obs, action, next_obs, reward, info):
+    """What reaches a family: env's cliff, obs, action, next_obs, the inner reward, a mark in info."""
+    return np.concatenate([[env.unwrapped.cliff], obs, action, next_obs, [reward], [info["inner"] == "step"]])
+
+
+GOALS = GoalReaching([-9, -9], [9, 9], radius=0.5)
+
+
+def make(family=GOALS, time_limit=None, cliff=99.0, **kwargs) -> MultiTaskWrapper:
+    env: gym.Env = Line(cliff)
+    if time_limit is not None:
+        env = gym.wrappers.TimeLimit(env, time_limit)
+    return MultiTaskWrapper(env, family, **kwargs)
+
+
+STAY = np.zeros(2, dtype=np.float32)
+RIGHT = np.array([1, 0], dtype=np.float32)
+
+
+# -- observations --------------------------------------------------------------------------------------------------------
+
+
+def test_the_observation_is_a_dict_of_the_inner_observation_and_the_task():
+    env = make()
+    assert env.observation_space == spaces.Dict({"observation": Line.observation_space, "task": GOALS.task_space})
+    obs, _ = env.reset(seed=0, options={"task": [3, 4]})
+    assert env.observation_space.contains(obs)
+    assert_array_equal(obs["task"], [3, 4])
+    next_obs, *_ = env.step(RIGHT)
+    assert_array_equal(next_obs["observation"], obs["observation"] + RIGHT)
+    assert_array_equal(next_obs["task"], [3, 4])
+
+
+def test_a_flat_observation_is_the_inner_observation_followed_by_the_task():
+    env, as_dict = make(flatten=True), make()
+    assert env.observation_space == spaces.Box(np.float32([-100, -100, -9, -9]), np.float32([100, 100, 9, 9]))
+    obs, _ = env.reset(seed=5)
+    expected, _ = as_dict.reset(seed=5)
+    assert obs.dtype == np.float32 and env.observation_space.contains(obs)
+    assert_array_equal(obs, np.concatenate([expected["observation"], expected["task"]]))
+    obs, expected = env.step(RIGHT)[0], as_dict.step(RIGHT)[0]
+    assert_array_equal(obs, np.concatenate([expected["observation"], expected["task"]]))
+
+
+def test_an_inner_dict_observation_is_refused_with_the_remedy():
+    env = gym.wrappers.TransformObservation(Line(), lambda obs: {"x": obs}, spaces.Dict({"x": Line.observation_space}))
+    with pytest.raises(ValueError, match=r"must not be a Dict \(\['x'\]\).*FlattenObservation"):
+        MultiTaskWrapper(env, GOALS)
+
+
+def test_flatten_needs_a_vector():
+    image = spaces.Box(0, 255, shape=(8, 8, 3), dtype=np.uint8)
+    env = gym.wrappers.TransformObservation(Line(), lambda obs: np.zeros((8, 8, 3), np.uint8), image)
+    with pytest.raises(ValueError, match="flatten=True needs a one-dimensional Box"):
+        MultiTaskWrapper(env, GOALS, flatten=True)
+    assert MultiTaskWrapper(env, GOALS).observation_space["observation"] == image
+
+
+def test_what_is_no_family_is_refused():
+    with pytest.raises(TypeError, match="must be a TaskFamily, not str"):
+        MultiTaskWrapper(Line(), "goals")
+
+
+def test_a_family_is_checked_when_it_is_wrapped():
+    family = CallableTasks(GOALS.task_space, 2, position_features, reward=lambda features, tasks: features[..., 0])
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        MultiTaskWrapper(Line(), family)
+
+
+# -- which task ----------------------------------------------------------------------------------------------------------
+
+
+def test_options_beat_the_fixed_task_which_beats_the_prior():
+    env = make(fixed_task=[1, 2])
+    assert_array_equal(env.reset()[1]["task"], [1, 2])
+    assert_array_equal(env.reset(options={"task": [3, 4]})[1]["task"], [3, 4])
+    assert_array_equal(env.reset()[1]["task"], [1, 2])
+    env.fix_task([5, 6])
+    assert_array_equal(env.task, [1, 2])  # from the next reset on
+    assert_array_equal(env.reset()[1]["task"], [5, 6])
+    env.fix_task(None)
+    tasks = np.array([env.reset()[1]["task"] for _ in range(200)])
+    assert len(np.unique(tasks, axis=0)) == 200
+    assert np.abs(tasks.mean(axis=0)).max() < 4 * np.sqrt(18**2 / 12 / 200)
+
+
+def test_other_options_reach_the_inner_environment():
+    env = make()
+    env.reset(options={"task": [1, 2], "wind": 3})
+    assert env.unwrapped.reset_options == {"wind": 3}
+    env.reset(options={"task": [1, 2]})
+    assert env.unwrapped.reset_options is None
+
+
+@pytest.mark.parametrize("give", ["options", "fixed_task", "fix_task"])
+def test_a_task_outside_the_space_is_refused(give):
+    with pytest.raises(ValueError, match=r"task \[0\.0, 10\.0\] is outside the task space"):
+        if give == "options":
+            make().reset(options={"task": [0, 10]})
+        elif give == "fixed_task":
+            make(fixed_task=[0, 10])
+        else:
+            make().fix_task([0, 10])
+
+
+@pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
+def test_fix_task_works_through_env_method_and_survives_automatic_resets(vec_env_class):
+    venv = vec_env_class([lambda: make(time_limit=2)] * 2)
+    try:
+        venv.seed(0)
+        tasks = venv.reset()["task"]
+        assert not np.array_equal(tasks[0], tasks[1])
+        venv.env_method("fix_task", [1, 2], indices=0)
+        venv.env_method("fix_task", [3, 4], indices=1)
+        venv.reset()
+        for _ in range(5):  # the automatic reset comes after two steps
+            obs, *_ = venv.step(np.zeros((2, 2), dtype=np.float32))
+            assert_array_equal(obs["task"], [[1, 2], [3, 4]])
+        venv.env_method("fix_task", None)
+        assert not np.array_equal(venv.reset()["task"], [[1, 2], [3, 4]])
+    finally:
+        venv.close()
+
+
+# -- steps ---------------------------------------------------------------------------------------------------------------
+
+
+def test_reward_and_termination_are_the_familys():
+    env = make()
+    env.reset(seed=0, options={"task": [2, 0]})
+    _, reward, terminated, truncated, info = env.step(RIGHT)  # within 0.1 of x = 1
+    assert (reward, terminated, truncated, info["is_success"]) == (-1.0, False, False, False)
+    _, reward, terminated, truncated, info = env.step(RIGHT)  # within 0.1 of the goal
+    assert (reward, terminated, truncated, info["is_success"]) == (0.0, True, False, True)
+    assert not info["env_terminated"]
+    assert type(reward) is float and type(terminated) is bool and type(info["is_success"]) is bool
+
+
+def test_the_environments_own_termination_stays_and_is_flagged():
+    env = make(cliff=1.5)
+    env.reset(seed=0, options={"task": [-5, 0]})
+    *_, terminated, _, info = env.step(RIGHT)
+    assert not terminated and info["env_terminated"] is False
+    _, reward, terminated, truncated, info = env.step(RIGHT)
+    assert terminated and not truncated and info["env_terminated"] is True
+    assert reward == -1.0 and not info["is_success"]
+
+
+def test_a_time_limit_stays_a_truncation():
+    env = make(time_limit=3)
+    env.reset(seed=0, options={"task": [5, 5]})
+    flags = [env.step(STAY)[2:4] for _ in range(3)]
+    assert flags == [(False, False), (False, False), (False, True)]
+    # At the limit a fulfilled task terminates as well: both flags, none hides the other.
+    env.reset(seed=0, options={"task": [3, 0]})
+    flags = [env.step(RIGHT)[2:4] for _ in range(3)]
+    assert flags == [(False, False), (False, False), (True, True)]
+
+
+def test_info_holds_the_task_the_features_and_what_the_environment_said():
+    env = make()
+    _, info = env.reset(seed=0, options={"task": [1, 2]})
+    assert set(info) == {"inner", "task"}
+    obs, *_, info = env.step(RIGHT)
+    assert set(info) == {"inner", "task", "task_features", "env_terminated", "is_success"}
+    assert info["inner"] == "step"
+    assert_array_equal(info["task"], [1, 2])
+    assert_array_equal(info["task_features"], obs["observation"])
+    assert info["task_features"].dtype == np.float32 and info["task_features"].shape == (2,)
+
+
+def test_a_family_without_success_leaves_no_is_success():
+    env = make(LinearReward([-1, -1], [1, 1], position_features))
+    env.reset(seed=0)
+    assert "is_success" not in env.step(RIGHT)[-1]
+
+
+def test_a_family_sees_the_whole_transition():
+    family = LinearReward([-1] * 9, [1] * 9, all_arguments)
+    env = make(family, cliff=50.0)
+    obs, _ = env.reset(seed=0)
+    for action in (RIGHT, np.array([-0.5, 0.25], dtype=np.float32)):
+        next_obs, reward, *_, info = env.step(action)
+        expected = np.concatenate([[50.0], obs["observation"], action, next_obs["observation"], [7.0, 1.0]])
+        assert_array_equal(info["task_features"], expected.astype(np.float32))
+        assert reward == family.reward(info["task_features"], info["task"])
+        obs = next_obs
+
+
+def test_returned_arrays_can_be_changed_without_touching_the_task():
+    env = make()
+    obs, info = env.reset(seed=0, options={"task": [1, 2]})
+    obs["task"][:] = 0
+    info["task"][:] = 0
+    obs, *_, info = env.step(STAY)
+    assert_array_equal(obs["task"], [1, 2])
+    info["task"][:] = 0
+    assert_array_equal(env.task, [1, 2])
+
+
+def test_one_seed_fixes_states_and_tasks():
+    def run(seed):
+        env = make(time_limit=4)
+        rows = []
+        for episode in range(3):
+            obs, _ = env.reset(seed=seed if episode == 0 else None)
+            rows.append([*obs["observation"], *obs["task"]])
+            for _ in range(4):
+                obs, reward, *_ = env.step(RIGHT)
+                rows.append([*obs["observation"], reward, 0])
+        return np.array(rows)
+
+    assert_array_equal(run(1), run(1))
+    assert not np.array_equal(run(1), run(2))
+
+
+# -- errors that would be silent later ------------------------------------------------------------------------------------
+
+
+def test_a_nan_feature_names_step_and_task():
+    env = make(WrongFeatures([np.nan, 0]))
+    env.reset(seed=0, options={"task": [1, 2]})
+    with pytest.raises(ValueError, match=r"WrongFeatures: features at step 1 of the episode is \[nan.*for task \[1\. 2\.\]"):
+        env.step(STAY)
+
+
+def test_a_reward_that_is_not_finite_names_step_and_task():
+    env = make(CallableTasks(GOALS.task_space, 2, position_features, division_by_the_task))
+    env.reset(seed=0, options={"task": [1, 2]})
+    with pytest.raises(ValueError, match=r"reward at step 1 of the episode is inf for task \[1\. 2\.\]"):
+        env.step(RIGHT)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="at step 1 of the episode"):  # counted from the reset
+        env.step(RIGHT)
+
+
+def test_features_of_another_shape_are_refused_and_both_shapes_are_named():
+    env = make(WrongFeatures([1, 2, 3]))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"returned shape \(3,\), but feature_dim is 2: expected \(2,\)"):
+        env.step(STAY)
+
+
+def test_a_step_before_the_reset_is_refused():
+    with pytest.raises(AssertionError, match="reset"):
+        make().step(STAY)
+
+
+# -- the checkers of the hosts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
+@pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
+def test_both_environment_checkers_pass(flatten):
+    env = make(time_limit=20, flatten=flatten)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sb3_check_env(env)
+    # Gymnasium recommends the unwrapped environment, but the wrapper is what is checked here.
+    gymnasium_check_env(make(time_limit=20, flatten=flatten), skip_render_check=True)

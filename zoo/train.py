@@ -1,0 +1,137 @@
+"""
+Train a policy for a family of tasks, or search its hyperparameters.
+
+    python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 -P
+    python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --relabel strategy=future      (HER)
+    python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 -optimize --n-trials 20
+
+It is rl_zoo3's train.py and takes all of its options, with HIPI's algorithms, this repository's hyperparams/ and evaluation
+task by task.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # Python puts zoo/ first: the modules in it are to be zoo.plugin and so on, under one name each.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # One thread: the networks are small, and two runs share a machine better than two thread pools. Before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gymnasium as gym
+import rl_zoo3.train
+from rl_zoo3.utils import ALGOS
+
+from zoo import plugin
+from zoo.experiment import (
+    ConfigurationError,
+    TaskExperimentManager,
+    check_name,
+    exit_with_error,
+    parse_relabel,
+    relabel_options,
+)
+
+#: Options of rl_zoo3 that have other defaults here. They stand first, so those of the user win.
+DEFAULTS = ["--num-threads", "1", "--eval-freq", "5000", "--eval-episodes", "1", "--n-eval-envs", "5", "--n-evaluations", "5"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    Run the launcher.
+
+    :param arguments: command line; that of the process if None
+    :raises SystemExit: when the user made a mistake, with code 2
+    """
+    plugin.register()
+    parser = make_parser()
+    args, rl_zoo3_arguments = parser.parse_known_args(arguments)
+    if args.help:
+        parser.print_help()
+        print(f"\nOptions of rl_zoo3, with the defaults {' '.join(DEFAULTS)}:\n")
+    started = False
+
+    def make_manager(*manager_args: Any, **manager_kwargs: Any) -> TaskExperimentManager:
+        nonlocal started
+        started = True
+        return TaskExperimentManager(*manager_args, relabel=relabel, n_eval_tasks=args.eval_tasks, **manager_kwargs)
+
+    try:
+        relabel = check_arguments(args)
+        command_line = ["--algo", args.algo, "--env", args.env, *DEFAULTS, *rl_zoo3_arguments]
+        sys.argv = [sys.argv[0], *command_line, *(["--help"] if args.help else [])]
+        rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[misc,assignment]
+        rl_zoo3.train.train()
+    except ConfigurationError as error:
+        exit_with_error("train.py", error)
+    except (SyntaxError, NameError, ValueError, AssertionError) as error:
+        # Before there is a manager, rl_zoo3 does nothing but read the command line.
+        if started:
+            raise
+        if isinstance(error, SyntaxError | NameError):
+            exit_with_error(
+                "train.py", ConfigurationError(f"{error}. Write options as key:value, such as learning_rate:0.001.")
+            )
+        exit_with_error("train.py", error)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of the options that rl_zoo3 has not, or whose mistakes it answers with a traceback.
+
+    :return: parser
+    """
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="show this, then the options of rl_zoo3")
+    parser.add_argument("--algo", default="hipi_sac", help="algorithm (default: %(default)s)")
+    parser.add_argument("--env", default="PointFourRooms-v0", help="environment id (default: %(default)s)")
+    parser.add_argument(
+        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import, which register environments"
+    )
+    parser.add_argument(
+        "--relabel",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set single options of HIPIReplayBuffer and leave the others as in the YAML file: "
+        f"{', '.join(relabel_options())}; for instance strategy=none or 'candidates={{batch: 0.5, achieved: 0.5}}'",
+    )
+    parser.add_argument(
+        "--eval-tasks", type=int, default=20, metavar="N", help="tasks to evaluate on, --eval-episodes each (default: 20)"
+    )
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    Check what can be checked before anything is set up.
+
+    :param args: arguments of :func:`make_parser`
+    :return: options of relabeling
+    :raises ConfigurationError: when one is wrong
+    """
+    for module in args.gym_packages:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigurationError(f"--gym-packages {module}: {error}") from error
+    check_name("algorithm", args.algo, ALGOS)
+    check_name("environment", args.env, gym.registry)
+    if args.eval_tasks < 1:
+        raise ConfigurationError(f"--eval-tasks must be at least 1, not {args.eval_tasks}.")
+    return parse_relabel(args.relabel)
+
+
+if __name__ == "__main__":
+    main()
