@@ -16,13 +16,14 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-expensive format lint type
+.PHONY: help setup train test test-expensive bench format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the learning tests, which train for minutes"
+	@echo "make bench           speed and memory of the buffer against those of stable-baselines3"
 	@echo "make format          sort imports and format"
 	@echo "make lint type       what CI checks before the tests"
 
@@ -36,6 +37,9 @@ test: $(STAMP)
 
 test-expensive: $(STAMP)
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive $(ARGS)
+
+bench: $(STAMP)
+	$(RUN) benchmarks/core_speed.py $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --select I --fix .

@@ -28,7 +28,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hipi_sb3 import GoalReaching, HIPIReplayBuffer, MultiTaskWrapper  # noqa: E402
+from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper  # noqa: E402
 
 # The spaces of Gymnasium-Robotics' FetchReach-v4.
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 10, 3, 4
@@ -44,7 +44,7 @@ def unbounded(*shape: int, dtype: Any = np.float64) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, shape, dtype)
 
 
-# -- buffers full of FetchReach ---------------------------------------------------------------------------------------------
+# -- buffers full of FetchReach -------------------------------------------------------------------------------------
 
 
 class ComputeReward:
@@ -159,7 +159,7 @@ def bytes_per_transition(buffer: ReplayBuffer) -> float:
     return total / buffer.buffer_size / buffer.n_envs
 
 
-# -- learners ---------------------------------------------------------------------------------------------------------------
+# -- learners -------------------------------------------------------------------------------------------------------
 
 
 class Noise(gym.Env):
@@ -189,11 +189,13 @@ def learners(n_transitions: int) -> dict[str, SAC]:
         "hipi_future": {"replay_buffer_kwargs": {"strategy": "future", **options}},
         "hipi_q": {"replay_buffer_kwargs": {"score": "q", **options}},
         "hipi": {"replay_buffer_kwargs": options},
+        "hipisac": {"replay_buffer_kwargs": options},
     }
     models = {}
     for name, kind in kinds.items():
         kwargs = {"replay_buffer_class": HIPIReplayBuffer, **kind}
-        model = SAC(
+        algorithm = HIPISAC if name == "hipisac" else SAC
+        model = algorithm(
             "MultiInputPolicy", MultiTaskWrapper(Noise(), goals), learning_starts=n_transitions, seed=0, device="cpu", **kwargs
         )
         model.learn(n_transitions, log_interval=None)  # collects only
@@ -201,7 +203,7 @@ def learners(n_transitions: int) -> dict[str, SAC]:
     return models
 
 
-# -- measuring --------------------------------------------------------------------------------------------------------------
+# -- measuring ------------------------------------------------------------------------------------------------------
 
 
 def take_turns(functions: dict[str, Callable[[], Any]], turns: int, calls: int) -> dict[str, np.ndarray]:
@@ -303,7 +305,7 @@ def measure_training(turns: int) -> dict[str, Any]:
         show(f"  {name}", interval_of_median(1 / seconds), "", " /s")
     ratios = {name: ratio(times["sac"], seconds) for name, seconds in times.items() if name != "sac"}
     for name, value in ratios.items():
-        show(f"  {name} / plain SAC", value, "at least 0.35" if name == "hipi" else "")
+        show(f"  {name} / plain SAC", value, "at least 0.35" if name in ("hipi", "hipisac") else "")
     return {
         "steps_per_second": {name: interval_of_median(1 / seconds) for name, seconds in times.items()},
         "relative_to_sac": ratios,

@@ -1,10 +1,11 @@
 """Algorithms of stable-baselines3 and sb3-contrib with HIPI's replay buffer as their default: HIPI-RL (arXiv 2002.11089)."""
 
 from sb3_contrib import QRDQN, TQC, CrossQ
-from stable_baselines3 import DDPG, DQN, SAC, TD3
+from stable_baselines3 import DDPG, DQN, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.fast_sac import FastSAC
 
 
 class HindsightInference:
@@ -25,8 +26,11 @@ class HindsightInference:
         super()._setup_model()  # type: ignore[misc]  # that of the algorithm
 
 
-class HIPISAC(HindsightInference, SAC):
-    """Soft actor-critic that relabels its experience by hindsight inference."""
+class HIPISAC(HindsightInference, FastSAC):
+    """
+    Soft actor-critic that relabels its experience by hindsight inference, with a faster update, see
+    :class:`~hipi_sb3.fast_sac.FastSAC`.
+    """
 
 
 class HIPITD3(HindsightInference, TD3):

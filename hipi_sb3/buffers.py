@@ -5,7 +5,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from hipi_sb3.candidates import CandidateSampler, check_candidates
 from hipi_sb3.episodes import EpisodeIndex, grow
-from hipi_sb3.layout import TaskLayout, each, gather
+from hipi_sb3.layout import TaskLayout, each, gather, take
 from hipi_sb3.log_partition import LogPartition, make_log_partition
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel import HIPI, MaximumAPosteriori, NoRelabeling, RandomTask, Strategy, TaskInference, make_strategy
@@ -460,16 +460,43 @@ class HIPIReplayBuffer(ReplayBuffer):
             next_obs = self.layout.put(gather(self.next_observations, (last, env_inds)), tasks)
 
         obs, next_obs = self._normalize_obs(obs, env), self._normalize_obs(next_obs, env)
-        to_column = lambda values: self.to_torch(values.reshape(-1, 1).astype(np.float32, copy=False))  # noqa: E731
+        # All arrays were made here, none is a view of what is stored: tensors may share their memory.
+        to_tensor = partial(self.to_torch, copy=False)
+        to_column = lambda values: to_tensor(values.reshape(-1, 1).astype(np.float32, copy=False))  # noqa: E731
         samples = DictReplayBufferSamples if isinstance(obs, dict) else ReplayBufferSamples
         return samples(
-            observations=each(obs, self.to_torch),
-            actions=self.to_torch(self.actions[at]),
-            next_observations=each(next_obs, self.to_torch),
+            observations=each(obs, to_tensor),
+            actions=to_tensor(take(self.actions, at)),
+            next_observations=each(next_obs, self.to_torch),  # copied: its tasks are the array of obs
             dones=to_column(dones),
             rewards=to_column(rewards),
             discounts=None if discounts is None else to_column(discounts),
         )
+
+    def preview(self, batch_size: int, env: VecNormalize | None = None) -> RelabelBatch:
+        """
+        Draw a batch of which all rows are to be relabeled, to look at it: nothing is counted or learned, and the random
+        numbers of the training stay as they would have been.
+
+        :param batch_size: number of transitions
+        :param env: associated ``VecNormalize``, if any
+        :return: the rows; ``assigned`` holds their new tasks, (batch_size, task_dim)
+        :raises RuntimeError: when the buffer is empty or belongs to no algorithm
+        """
+        if self.size() == 0:
+            raise RuntimeError("The replay buffer is empty: there is nothing to relabel yet.")
+        numpy_state, rng, inference = np.random.get_state(), self._rng, self.inference
+        try:
+            self._rng, self.inference = np.random.default_rng(0), deepcopy(inference)
+            with th.random.fork_rng():
+                at = (self._rng.integers(self.size(), size=batch_size), self._rng.integers(self.n_envs, size=batch_size))
+                obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
+                batch = RelabelBatch(self, at, obs, next_obs, np.arange(batch_size), env)
+                batch.assigned = self._relabel(batch)
+        finally:
+            np.random.set_state(numpy_state)
+            self._rng, self.inference = rng, inference
+        return batch
 
     def _outcomes(
         self, at: tuple[np.ndarray, np.ndarray], tasks: np.ndarray, relabeled: np.ndarray
@@ -482,11 +509,13 @@ class HIPIReplayBuffer(ReplayBuffer):
         :param relabeled: which of them have a new task, (...,)
         :return: rewards and terminations (float32), (...,)
         """
-        rewards = self.rewards[at]
-        dones = self.dones[at] & ~self.timeouts[at]
+        rewards = take(self.rewards, at)
+        dones = take(self.dones, at) & ~take(self.timeouts, at)
         if relabeled.any():
-            new = tuple(index[relabeled] for index in at)
-            rewards[relabeled], dones[relabeled] = self.judge(self.features[new], tasks[relabeled], self.env_terminated[new])
+            new = (at[0][relabeled], at[1][relabeled])
+            rewards[relabeled], dones[relabeled] = self.judge(
+                take(self.features, new), tasks[relabeled], take(self.env_terminated, new)
+            )
         return rewards, dones.astype(np.float32)
 
     def _n_step_outcomes(
@@ -503,7 +532,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             (batch_size,) each
         """
         steps, env_inds = at
-        _, ahead = self.episodes.bounds(at)
+        ahead = self.episodes.ahead(at)
         offsets = np.arange(self.n_steps)
         # (batch_size, n_steps)
         window = ((steps[:, None] + offsets) % self.buffer_size, np.repeat(env_inds[:, None], self.n_steps, axis=1))

@@ -6,10 +6,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
+from hipi_sb3.relabel import effective_tasks
+from hipi_sb3.tasks import TaskFamily
 
 
 class TaskEvalCallback(EvalCallback):
@@ -121,7 +124,163 @@ def save_evaluations(path: str | Path, timesteps: list[int], evaluations: list[T
     successes = [evaluation.successes.ravel() for evaluation in evaluations if evaluation.successes is not None]
     if len(successes) == len(evaluations):
         arrays["successes"] = np.stack(successes)
+    write_npz(path, arrays)
+
+
+def write_npz(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """
+    Write an ``.npz`` file that is complete or as it was before, whenever the process is killed.
+
+    :param path: file to write
+    :param arrays: arrays by name
+    """
     temporary = Path(f"{path}.tmp")
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, path)
+
+
+class RelabelSnapshotCallback(BaseCallback):
+    """
+    Show what relabeling does: every ``freq`` steps a PNG and the arrays behind it, ``relabel_<steps>.png`` and ``.npz``.
+
+    Three panels: who was relabeled with what (a heat map of commanded against assigned task for finite families, arrows
+    from commanded to assigned goals for two-dimensional tasks, else the distribution of each task dimension before and
+    after), log Z by task, and the effective number of tasks over time. The arrays are ``commanded`` and ``assigned``
+    (batch_size, task_dim) and, where a posterior was inferred, ``candidates`` (n_tasks, task_dim), ``log_partition``
+    (n_tasks,), ``effective_tasks`` (batch_size,) and its history ``steps``, ``mean_effective_tasks``.
+
+    Looking changes nothing: the training goes on with the same random numbers.
+
+    :param folder: where to write
+    :param freq: environment steps between snapshots
+    :param batch_size: transitions that are looked at
+    :param verbose: from 1 on, the path of each picture is printed
+    """
+
+    def __init__(self, folder: str | Path, freq: int = 5000, batch_size: int = 256, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        if freq < 1:
+            raise ValueError(f"RelabelSnapshotCallback: freq must be at least 1 step, not {freq}.")
+        self.folder = Path(folder)
+        self.freq = freq
+        self.batch_size = batch_size
+        self.history: list[tuple[int, float]] = []
+        self._next = freq
+
+    def _init_callback(self) -> None:
+        buffer = getattr(self.model, "replay_buffer", None)
+        if not isinstance(buffer, HIPIReplayBuffer):
+            raise ValueError(f"RelabelSnapshotCallback needs a HIPIReplayBuffer, but the buffer is {type(buffer).__name__}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _on_step(self) -> bool:
+        buffer = self.model.replay_buffer  # type: ignore[attr-defined]
+        if self.num_timesteps >= self._next and buffer.size() > 0:
+            self._next += self.freq
+            self.snapshot(buffer)
+        return True
+
+    def snapshot(self, buffer: HIPIReplayBuffer) -> Path:
+        """
+        Write one snapshot.
+
+        :param buffer: the buffer to look at
+        :return: path of the picture
+        """
+        batch = buffer.preview(self.batch_size, self.model.get_vec_normalize_env())
+        assert batch.assigned is not None
+        arrays = {"commanded": batch.commanded, "assigned": batch.assigned}
+        if "inference" in batch.__dict__:
+            effective = effective_tasks(batch.inference.posterior)
+            self.history.append((self.num_timesteps, float(effective.mean())))
+            steps, means = np.array(self.history).T
+            arrays |= {
+                "candidates": batch.candidate_tasks.tasks,
+                "log_partition": batch.inference.log_partition,
+                "effective_tasks": effective,
+                "steps": steps,
+                "mean_effective_tasks": means,
+            }
+        path = self.folder / f"relabel_{self.num_timesteps}"
+        write_npz(path.with_suffix(".npz"), arrays)
+        walls = self.training_env.get_attr("walls")[0] if self.training_env.has_attr("walls") else None
+        draw_relabeling(path.with_suffix(".png"), buffer.require_family(), arrays, walls)
+        if self.verbose >= 1:
+            print(f"Relabeling after {self.num_timesteps} steps: {path.with_suffix('.png')}")
+        return path.with_suffix(".png")
+
+
+def draw_relabeling(path: Path, family: TaskFamily, arrays: dict[str, np.ndarray], walls: np.ndarray | None = None) -> None:
+    """
+    Draw the panels of :class:`RelabelSnapshotCallback`.
+
+    :param path: PNG file to write
+    :param family: the tasks
+    :param arrays: see :class:`RelabelSnapshotCallback`
+    :param walls: map of a maze, (height, width), bool, to draw goals over
+    """
+    from matplotlib.figure import Figure
+
+    n_panels = 3 if "log_partition" in arrays else 1
+    figure = Figure(figsize=(4.6 * n_panels, 4.4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, n_panels))
+    _draw_assignment(axes[0], family, arrays["commanded"], arrays["assigned"], walls)
+    if n_panels == 3:
+        _draw_log_partition(axes[1], family, arrays["candidates"], arrays["log_partition"])
+        axes[2].plot(arrays["steps"], arrays["mean_effective_tasks"], marker="o", color="#0072B2")
+        axes[2].set(title="effective tasks a row", xlabel="environment steps", ylim=(0, None))
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=100, format="png")
+    os.replace(temporary, path)
+
+
+def _draw_assignment(
+    axes: Any, family: TaskFamily, commanded: np.ndarray, assigned: np.ndarray, walls: np.ndarray | None
+) -> None:
+    if family.tasks is not None:
+        of, to = (np.argmax(np.all(tasks[:, None] == family.tasks, axis=2), axis=1) for tasks in (commanded, assigned))
+        counts = np.zeros((len(family.tasks),) * 2)
+        np.add.at(counts, (of, to), 1)
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+        axes.figure.colorbar(image, ax=axes, shrink=0.8, label="share of its transitions")
+        axes.set(title="labels", xlabel="assigned task", ylabel="commanded task")
+    elif commanded.shape[1] == 2:
+        # Axis 0 of a position counts rows of a map downwards, axis 1 columns.
+        if walls is not None:
+            axes.imshow(walls, extent=(0, walls.shape[1], walls.shape[0], 0), cmap="Greys", alpha=0.6)
+        some = slice(0, 60)  # more arrows than that cover each other
+        delta = assigned[some] - commanded[some]
+        axes.quiver(
+            commanded[some, 1], commanded[some, 0], delta[:, 1], delta[:, 0],
+            angles="xy", scale_units="xy", scale=1, width=0.004, color="#0072B2", alpha=0.6,
+        )  # fmt: skip
+        axes.plot(assigned[some, 1], assigned[some, 0], "o", color="#D55E00", markersize=4, label="assigned goal")
+        low, high = family.task_space.low, family.task_space.high
+        axes.set(title="from commanded to assigned goals", xlim=(low[1], high[1]), ylim=(high[0], low[0]), aspect="equal")
+        axes.legend(loc="upper right", fontsize=8)
+    else:
+        axes.boxplot(
+            [tasks[:, j] for j in range(commanded.shape[1]) for tasks in (commanded, assigned)],
+            tick_labels=[f"{j} {name}" for j in range(commanded.shape[1]) for name in ("commanded", "assigned")],
+        )
+        axes.tick_params(axis="x", rotation=90)
+        axes.set(title="task dimensions")
+
+
+def _draw_log_partition(axes: Any, family: TaskFamily, candidates: np.ndarray, log_partition: np.ndarray) -> None:
+    axes.set(title="log Z by task")
+    candidates = candidates.reshape(-1, candidates.shape[-1])
+    log_partition = np.resize(log_partition, len(candidates))
+    if family.tasks is not None:
+        axes.bar(np.argmax(np.all(candidates[:, None] == family.tasks, axis=2), axis=1), log_partition, color="#0072B2")
+        axes.set(xlabel="task")
+    elif candidates.shape[1] == 2:
+        points = axes.scatter(candidates[:, 1], candidates[:, 0], c=log_partition, cmap="viridis", s=18)
+        axes.figure.colorbar(points, ax=axes, shrink=0.8)
+        low, high = family.task_space.low, family.task_space.high
+        axes.set(xlim=(low[1], high[1]), ylim=(high[0], low[0]), aspect="equal")
+    else:
+        axes.scatter(candidates[:, 0], log_partition, color="#0072B2", s=18)
+        axes.set(xlabel="first entry of the task")

@@ -20,8 +20,10 @@ class CandidateRows(Protocol):
     family: TaskFamily
     #: Commanded tasks of the whole batch, (batch_size, task_dim).
     batch_tasks: np.ndarray
-    #: Features of the whole batch, (batch_size, feature_dim).
-    batch_features: np.ndarray
+
+    @property
+    def batch_features(self) -> np.ndarray:
+        """Features of the whole batch, (batch_size, feature_dim)."""
 
     def future_tasks(self, n: int | None = None) -> np.ndarray:
         """Tasks that n random later steps of each row's own trajectory fulfil, (n_rows, n, task_dim)."""

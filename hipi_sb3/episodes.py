@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from hipi_sb3.layout import take
+
 #: How many finished episodes are remembered as recent ones.
 N_RECENT_EPISODES = 64
 
@@ -60,11 +62,18 @@ class EpisodeIndex:
         :param at: ring indices and environment indices, (...,) each
         :return: rows before and rows ahead, (...,) each
         """
-        rows = at[0]
-        end = self.end[at]
-        end = np.where(end < 0, self._last, end)
         oldest = self.n_added % self.buffer_size if self.n_added >= self.buffer_size else 0
-        return np.minimum(self.step[at], (rows - oldest) % self.buffer_size), (end - rows) % self.buffer_size
+        return np.minimum(take(self.step, at), (at[0] - oldest) % self.buffer_size), self.ahead(at)
+
+    def ahead(self, at: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """
+        How many rows of its own episode lie after a row.
+
+        :param at: ring indices and environment indices, (...,) each
+        :return: rows ahead, (...,)
+        """
+        end = take(self.end, at)
+        return (np.where(end < 0, self._last, end) - at[0]) % self.buffer_size
 
     def recent(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """

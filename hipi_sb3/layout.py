@@ -52,7 +52,19 @@ def gather(observations: Any, at: Any) -> Any:
     Index every array of an observation.
 
     :param observations: array or dict of arrays
-    :param at: index
+    :param at: rows of a batch, (n,), or the two indices of :func:`take`
     :return: the indexed array, or a dict of such
     """
-    return each(observations, lambda array: array[at])
+    return each(observations, lambda array: take(array, at) if isinstance(at, tuple) else array.take(at, axis=0))
+
+
+def take(array: np.ndarray, at: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """
+    ``array[at]`` of a stored array, several times faster: ``ndarray.take`` copies row by row.
+
+    :param array: stored array, (buffer_size, n_envs, ...)
+    :param at: ring indices and environment indices, (n, ...) each
+    :return: (n, ...)
+    """
+    steps, env_inds = at
+    return array.reshape(-1, *array.shape[2:]).take(steps * array.shape[1] + env_inds, axis=0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecNormalize
 
-from hipi_sb3.layout import each, gather
+from hipi_sb3.layout import each, gather, take
 from hipi_sb3.log_partition import RunningLogPartition
 from hipi_sb3.relabel import Candidates, Inference, effective_tasks, label_divergence
 from hipi_sb3.scores import Learner, Pairs, learner_class, score_pairs
@@ -45,11 +45,12 @@ class RelabelBatch:
         self.family = buffer.require_family()
         self.at = (at[0][rows], at[1][rows])
         self.batch_tasks = buffer.layout.get(obs)
-        self.batch_features = buffer.features[at]
-        self.obs, self.next_obs = gather(obs, rows), gather(next_obs, rows)
         self.commanded = self.batch_tasks[rows]
-        self.features = self.batch_features[rows]
+        self.features = take(buffer.features, self.at)
         self.env = env
+        self._batch_at, self._batch_obs, self._batch_next_obs, self._rows = at, obs, next_obs, rows
+        #: Their new tasks, once they are known, (n_rows, task_dim).
+        self.assigned: np.ndarray | None = None
 
     # What strategies ask for
 
@@ -60,11 +61,10 @@ class RelabelBatch:
         return self.inference
 
     def final_tasks(self) -> np.ndarray:
-        _, ahead = self.buffer.episodes.bounds(self.at)
-        return self.family.achieved(self._features_ahead(self.at, ahead))
+        return self.family.achieved(self._features_ahead(self.at, self.buffer.episodes.ahead(self.at)))
 
     def future_tasks(self, n: int | None = None) -> np.ndarray:
-        _, ahead = self.buffer.episodes.bounds(self.at)
+        ahead = self.buffer.episodes.ahead(self.at)
         steps, env_inds = self.at
         if n is not None:
             # (n_rows,) -> (n_rows, n)
@@ -81,6 +81,18 @@ class RelabelBatch:
         return self._returns((steps, env_inds), lengths, tasks)
 
     # How it is computed
+
+    @cached_property
+    def batch_features(self) -> np.ndarray:
+        return take(self.buffer.features, self._batch_at)
+
+    @cached_property
+    def obs(self) -> Any:
+        return gather(self._batch_obs, self._rows)
+
+    @cached_property
+    def next_obs(self) -> Any:
+        return gather(self._batch_next_obs, self._rows)
 
     @cached_property
     def candidate_tasks(self) -> Candidates:
@@ -165,9 +177,9 @@ class RelabelBatch:
         commanded = self.scores(self.commanded[:, None])[:, 0]
         return float(np.mean(commanded >= candidates.max(axis=1)))  # over tasks
 
-    def _features_ahead(self, at: tuple[np.ndarray, ...], ahead: np.ndarray) -> np.ndarray:
+    def _features_ahead(self, at: tuple[np.ndarray, np.ndarray], ahead: np.ndarray) -> np.ndarray:
         """Features of the transitions that lie some rows ahead, (..., feature_dim)."""
-        return self.buffer.features[(at[0] + ahead) % self.buffer.buffer_size, at[1]]
+        return take(self.buffer.features, ((at[0] + ahead) % self.buffer.buffer_size, at[1]))
 
     def _returns(self, first: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """

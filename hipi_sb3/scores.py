@@ -19,8 +19,8 @@ from hipi_sb3.names import lookup
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
 
-#: Pairs that are scored in one forward pass: activations of 256 units then stay within a few megabytes.
-MAX_PAIRS_PER_CHUNK = 8192
+#: Pairs that are scored in one forward pass: activations of 256 units then take two megabytes, which caches hold.
+MAX_PAIRS_PER_CHUNK = 2048
 
 
 @dataclass

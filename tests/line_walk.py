@@ -52,7 +52,7 @@ def vec_line_walk(n_envs: int, **kwargs: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: make_line_walk(**kwargs)] * n_envs)
 
 
-# -- a finite family, functions at module level so that it pickles ----------------------------------------------------------
+# -- a finite family, functions at module level so that it pickles --------------------------------------------------
 
 
 def position_of(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
@@ -81,7 +81,7 @@ def one_task() -> DiscreteTasks:
     return DiscreteTasks([to_the_right], position_of, feature_dim=1)
 
 
-# -- hand-filled buffers ---------------------------------------------------------------------------------------------------
+# -- hand-filled buffers --------------------------------------------------------------------------------------------
 
 #: One step of one environment: position reached, commanded goal, how it ended ("", "task", "env", "limit", "task+env").
 Step = tuple[float, float, str]

@@ -67,7 +67,7 @@ def split(obs: Any) -> tuple[np.ndarray, np.ndarray]:
     return obs[:, :-1].numpy(), obs[:, -1:].numpy()
 
 
-# -- what a relabeled row says ----------------------------------------------------------------------------------------------
+# -- what a relabeled row says -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -176,7 +176,7 @@ def test_layout_reads_and_replaces_the_task_of_single_and_batched_observations(f
     assert_array_equal(layout.get(single), np.float32([0.5]))
 
 
-# -- the ring, several environments, episodes --------------------------------------------------------------------------------
+# -- the ring, several environments, episodes ----------------------------------------------------------------------
 
 
 def walk(n_envs: int, lengths: list[list[int]], total: int) -> list[list[Step]]:
@@ -299,7 +299,7 @@ def test_a_buffer_is_divided_among_its_environments() -> None:
     assert buffer.buffer_size == 1
 
 
-# -- equivalence with stable-baselines3 --------------------------------------------------------------------------------------
+# -- equivalence with stable-baselines3 ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -440,7 +440,7 @@ def test_goals_are_drawn_with_the_frequencies_of_sb3s_her(strategy: str, total: 
         assert min(p_values) > 0.01 / len(p_values)  # Bonferroni: 1 % for all rows together
 
 
-# -- how many, and which --------------------------------------------------------------------------------------------------------
+# -- how many, and which -------------------------------------------------------------------------------------------
 
 
 def test_relabel_prob_is_the_share_of_rows_that_are_relabeled() -> None:
@@ -562,7 +562,7 @@ def test_every_source_of_candidates_relabels_from_the_buffer(candidates: Any) ->
         assert all(share.any() for share in drawn.values())
 
 
-# -- copies -------------------------------------------------------------------------------------------------------------------
+# -- copies --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("total", [4, 10, 17])
@@ -601,7 +601,7 @@ def test_wide_observations_are_stored_as_the_networks_read_them() -> None:
     assert HIPIReplayBuffer(10, images, ACTIONS, family=GOALS).observations["observation"].dtype == np.uint8
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,8 @@ def test_there_is_one_time_limit_and_no_checker_in_the_stack(env_id):
     while isinstance(env, gym.Wrapper):
         names.append(type(env).__name__)
         env = env.env
-    assert names.count("TimeLimit") == 1
+    # rl_zoo3 replaces the class by one of its own when it is imported.
+    assert len([name for name in names if name.endswith("TimeLimit")]) == 1
     assert names.count("OrderEnforcing") <= 1
     assert "PassiveEnvChecker" not in names
 

@@ -39,7 +39,7 @@ def infer(scores: np.ndarray, log_partition: str = "batch", temperature: Any = 1
     return inference(np.arange(float(n_tasks))[:, None], scores, np.zeros(n_tasks), **kwargs)
 
 
-# -- the posterior ---------------------------------------------------------------------------------------------------------
+# -- the posterior --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_one_task_is_certain() -> None:
     assert_allclose(infer(PAPER_SCORES[:, :1]).posterior, np.ones((3, 1)))
 
 
-# -- temperature -----------------------------------------------------------------------------------------------------------
+# -- temperature ----------------------------------------------------------------------------------------------------
 
 
 def test_a_temperature_of_zero_is_the_argmax() -> None:
@@ -185,7 +185,7 @@ def test_negative_temperatures_are_refused(temperature: float) -> None:
         TaskInference(make_log_partition("batch"), temperature)
 
 
-# -- draws -----------------------------------------------------------------------------------------------------------------
+# -- draws ----------------------------------------------------------------------------------------------------------
 
 
 def test_columns_are_drawn_with_their_probability() -> None:
@@ -213,7 +213,7 @@ def test_label_divergence_is_the_kl_of_the_marginal_from_the_prior() -> None:
     assert label_divergence(np.full((4, 3), 1 / 3), NO_WEIGHTS) == pytest.approx(0.0, abs=1e-12)
 
 
-# -- the lemmas ------------------------------------------------------------------------------------------------------------
+# -- the lemmas -----------------------------------------------------------------------------------------------------
 
 
 def joint_kl(labels: np.ndarray, scores: np.ndarray, prior: np.ndarray, log_z: np.ndarray) -> float:
@@ -248,7 +248,7 @@ def test_rewards_of_minus_infinity_unless_the_trajectory_ends_in_the_task_make_h
     assert_array_equal(infer(scores).posterior, np.eye(3)[ends])
 
 
-# -- strategies ------------------------------------------------------------------------------------------------------------
+# -- strategies -----------------------------------------------------------------------------------------------------
 
 
 class Rows:

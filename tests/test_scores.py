@@ -31,7 +31,7 @@ from hipi_sb3.scores import KEY_TO_SCORE, Learner, Pairs, SACLearner, learner_cl
 NAMES = ["q", "td", "advantage", "paper"]
 
 
-# -- the reference example -------------------------------------------------------------------------------------------------
+# -- the reference example ------------------------------------------------------------------------------------------
 
 
 class TableLearner:
@@ -108,7 +108,7 @@ def test_an_impossible_task_and_a_terminal_row_meet_no_nan() -> None:
     assert_allclose(scores[TERMINATED], REWARDS[TERMINATED])
 
 
-# -- a real learner --------------------------------------------------------------------------------------------------------
+# -- a real learner -------------------------------------------------------------------------------------------------
 
 
 def make_learner(model: SAC) -> Learner:
@@ -291,7 +291,7 @@ def test_gsde_log_probability_is_that_of_its_own_distribution() -> None:
     assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-# -- the learner's side ----------------------------------------------------------------------------------------------------
+# -- the learner's side ---------------------------------------------------------------------------------------------
 
 
 def test_alpha_is_live() -> None:

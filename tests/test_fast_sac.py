@@ -1,0 +1,85 @@
+"""The faster update gives the numbers of stable-baselines3's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from line_walk import make_line_walk
+from stable_baselines3 import SAC
+
+from hipi_sb3 import HIPISAC, HIPIReplayBuffer
+
+
+def trained(algorithm: type[SAC], n_updates: int = 100, flatten: bool = False, **kwargs: Any) -> SAC:
+    model = algorithm(
+        "MlpPolicy" if flatten else "MultiInputPolicy",
+        make_line_walk(flatten=flatten),
+        replay_buffer_class=HIPIReplayBuffer,
+        learning_starts=10,
+        batch_size=32,
+        seed=3,
+        **{"policy_kwargs": dict(net_arch=[32, 32]), **kwargs},
+    )
+    return model.learn(10 + n_updates, log_interval=10**6)
+
+
+def assert_same_parameters(a: SAC, b: SAC, atol: float) -> None:
+    for (name, mine), theirs in zip(a.policy.state_dict().items(), b.policy.state_dict().values(), strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=0, atol=atol, err_msg=name)
+    if a.log_ent_coef is not None:
+        assert float(a.log_ent_coef.detach()) == pytest.approx(float(b.log_ent_coef.detach()), abs=atol)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"ent_coef": 0.1},
+        {"gradient_steps": 2, "target_update_interval": 2},
+        {"flatten": True},
+        {"replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}},
+    ],
+    ids=lambda kwargs: ",".join(kwargs) or "defaults",
+)
+def test_after_100_updates_the_parameters_are_those_of_sac(kwargs: dict[str, Any]) -> None:
+    fast, slow = trained(HIPISAC, **kwargs), trained(SAC, **kwargs)
+    assert fast._is_fast
+    assert_same_parameters(fast, slow, atol=1e-4)
+    # The comparison can fail: other updates are further away.
+    with pytest.raises(AssertionError):
+        assert_same_parameters(fast, trained(SAC, 90, **kwargs), atol=1e-4)
+
+
+@pytest.mark.parametrize("kwargs", [{"use_sde": True}, {"policy_kwargs": {"optimizer_class": th.optim.AdamW}}])
+def test_what_the_faster_update_does_not_know_is_left_to_sac(kwargs: dict[str, Any]) -> None:
+    fast, slow = trained(HIPISAC, 20, **kwargs), trained(SAC, 20, **kwargs)
+    assert not fast._is_fast
+    assert_same_parameters(fast, slow, atol=0)
+
+
+def test_no_gradient_of_the_actor_is_left_in_the_critics() -> None:
+    models = [trained(algorithm, 1, learning_rate=0.0) for algorithm in (HIPISAC, SAC)]
+    fast, slow = ([parameter.grad for parameter in model.critic.parameters()] for model in models)
+    # SAC adds the gradients of the actor's loss to those of the critics' own.
+    assert any(not th.allclose(mine, theirs, rtol=1e-3) for mine, theirs in zip(fast, slow, strict=True))
+    assert all(parameter.requires_grad for parameter in models[0].critic.parameters())
+
+
+def test_losses_are_logged_when_the_log_is_written() -> None:
+    env = make_line_walk()
+    model = HIPISAC("MultiInputPolicy", env, learning_starts=10, batch_size=16, seed=0, verbose=0)
+    written: list[dict[str, Any]] = []
+    model.learn(12)
+    model.logger.dump = lambda step: written.append(dict(model.logger.name_to_value))  # type: ignore[method-assign,misc]
+    model.dump_logs()
+    for name in ("train/actor_loss", "train/critic_loss", "train/ent_coef", "train/ent_coef_loss"):
+        assert np.isfinite(written[0][name])
+
+
+def test_saving_and_loading_keeps_the_faster_update(tmp_path: Any) -> None:
+    model = trained(HIPISAC, 5)
+    model.save(tmp_path / "model")
+    loaded = HIPISAC.load(tmp_path / "model", env=make_line_walk())
+    assert loaded._is_fast
+    loaded.learn(30, reset_num_timesteps=False)
