@@ -323,7 +323,7 @@ def main() -> None:
     here = machine()
     print(", ".join(f"{key} {value}" for key, value in here.items()))
     result = {
-        "command": "python benchmarks/core_speed.py",
+        "command": " ".join(["python", "benchmarks/core_speed.py", *sys.argv[1:]]),
         "commit": commit(),
         "machine": here,
         "transitions": args.transitions,

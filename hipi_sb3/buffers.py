@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,6 +33,18 @@ _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_rep
 
 #: Diagnostics that need extra scores are taken once in so many samples.
 _FULL_DIAGNOSTICS_EVERY = 100
+
+#: Batches whose relabeled rows fit into the pool of ``label_reuse``.
+_POOL_BATCHES = 4
+
+
+@dataclass
+class _LabelPool:
+    """Rows with labels that serve several batches: ``at`` (n,) each, ``tasks`` (n, task_dim), and how many uses are left."""
+
+    at: tuple[np.ndarray, np.ndarray]
+    tasks: np.ndarray
+    n_left: int
 
 
 class HIPIReplayBuffer(ReplayBuffer):
@@ -67,6 +80,8 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
+    :param label_reuse: how often a label that the critic gave is used before it is inferred anew: divides the cost of
+        scoring; the transitions themselves come back as often
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
     :param gamma: discount of that return; has to be the algorithm's
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
@@ -93,6 +108,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         n_candidate_tasks: int = 32,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
+        label_reuse: int = 1,
         n_steps: int = 1,
         gamma: float = 0.99,
     ) -> None:
@@ -109,6 +125,8 @@ class HIPIReplayBuffer(ReplayBuffer):
             raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
         if warmup_updates < 0:
             raise ValueError(f"warmup_updates must not be negative, but it is {warmup_updates}.")
+        if label_reuse < 1:
+            raise ValueError(f"label_reuse must be at least 1, how often a label is used, not {label_reuse}.")
         lookup("score", score, KEY_TO_SCORE)
         check_candidates(candidates, n_candidate_tasks)
         self.buffer_size = max(buffer_size // n_envs, 1)
@@ -121,6 +139,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.n_candidate_tasks = n_candidate_tasks
         self.relabel_prob = relabel_prob
         self.warmup_updates = warmup_updates
+        self.label_reuse = label_reuse
         self.n_steps = n_steps
         self.gamma = gamma
 
@@ -134,6 +153,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.env_terminated = self._allocate(dtype=bool)
         self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
         self._n_samples = 0
+        self._pool: _LabelPool | None = None
 
         self.family: TaskFamily | None = None
         self._family_is_given = family is not None
@@ -415,6 +435,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         """Forget all transitions."""
         super().reset()
         self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
+        self._pool = None
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -436,20 +457,18 @@ class HIPIReplayBuffer(ReplayBuffer):
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
         env_inds = np.random.randint(0, high=self.n_envs, size=len(batch_inds))
         at = (batch_inds, env_inds)
+        relabeled = np.zeros(len(batch_inds), dtype=bool)
+        if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
+            relabeled = self.rng.random(len(batch_inds)) < self.relabel_prob
+        rows = np.flatnonzero(relabeled)
+        pooled = self._reuse_labels(at, rows, env) if self.label_reuse > 1 and self.strategy.needs_scores else None
+
         obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
         tasks = self.layout.get(obs)
-        relabeled = np.zeros(len(batch_inds), dtype=bool)
-
-        if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
-            start = time.perf_counter()
-            relabeled = self.rng.random(len(batch_inds)) < self.relabel_prob
-            rows = np.flatnonzero(relabeled)
-            if len(rows) > 0:
-                batch = RelabelBatch(self, at, obs, next_obs, rows, env)
-                tasks = tasks.copy()
-                tasks[rows] = self._relabel(batch)
-                obs, next_obs = self.layout.put(obs, tasks), self.layout.put(next_obs, tasks)
-                self._log(batch, tasks[rows], len(batch_inds), time.perf_counter() - start)
+        if len(rows) > 0:
+            tasks = tasks.copy()
+            tasks[rows] = self._relabel(RelabelBatch(self, at, obs, next_obs, rows, env)) if pooled is None else pooled
+            obs, next_obs = self.layout.put(obs, tasks), self.layout.put(next_obs, tasks)
 
         discounts = None
         if self.n_steps == 1:
@@ -492,7 +511,7 @@ class HIPIReplayBuffer(ReplayBuffer):
                 at = (self._rng.integers(self.size(), size=batch_size), self._rng.integers(self.n_envs, size=batch_size))
                 obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
                 batch = RelabelBatch(self, at, obs, next_obs, np.arange(batch_size), env)
-                batch.assigned = self._relabel(batch)
+                batch.assigned = self.strategy.assign(batch, self._rng)
         finally:
             np.random.set_state(numpy_state)
             self._rng, self.inference = rng, inference
@@ -550,12 +569,39 @@ class HIPIReplayBuffer(ReplayBuffer):
         terminated = np.max(dones * counts, axis=1)
         return returns, terminated, self.gamma**length, (steps + length - 1) % self.buffer_size
 
-    def _relabel(self, batch: RelabelBatch) -> np.ndarray:
-        """New tasks of the rows to be relabeled, (n_rows, task_dim)."""
+    def _relabel(self, batch: RelabelBatch, n_uses: int = 1) -> np.ndarray:
+        """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
+        start = time.perf_counter()
         strategy = self.strategy
         if strategy.needs_scores and self.model._n_updates < self.warmup_updates:
             strategy = RandomTask()
-        return strategy.assign(batch, self.rng)
+        tasks = strategy.assign(batch, self.rng)
+        self._log(batch, tasks, (time.perf_counter() - start) / n_uses)
+        return tasks
+
+    def _reuse_labels(self, at: tuple[np.ndarray, np.ndarray], rows: np.ndarray, env: VecNormalize | None) -> np.ndarray:
+        """
+        Replace the rows of a batch that are to be relabeled by rows whose labels are known.
+
+        A pool of rows is relabeled at once and serves the next batches, until each of its labels has been used about
+        ``label_reuse`` times. It holds several batches' worth, so that a row does not come back at once.
+
+        :param at: ring indices and environment indices of the batch, (batch_size,) each; changed in place
+        :param rows: which rows of the batch are to be relabeled, (n_rows,)
+        :param env: associated ``VecNormalize``, if any
+        :return: their new tasks, (n_rows, task_dim)
+        """
+        if self._pool is None or self._pool.n_left < len(rows):
+            size = max(1, round(_POOL_BATCHES * self.relabel_prob * len(at[0])))
+            pool_at = (self.rng.integers(self.size(), size=size), self.rng.integers(self.n_envs, size=size))
+            obs, next_obs = gather(self.observations, pool_at), gather(self.next_observations, pool_at)
+            batch = RelabelBatch(self, pool_at, obs, next_obs, np.arange(size), env)
+            self._pool = _LabelPool(pool_at, self._relabel(batch, self.label_reuse), self.label_reuse * size)
+        chosen = self.rng.integers(len(self._pool.tasks), size=len(rows))
+        self._pool.n_left -= len(rows)
+        for mine, theirs in zip(at, self._pool.at, strict=True):
+            mine[rows] = theirs[chosen]
+        return self._pool.tasks[chosen]
 
     def judge(self, features: np.ndarray, tasks: np.ndarray, env_terminated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -570,7 +616,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         family = self.require_family()
         return family.reward(features, tasks), env_terminated | family.terminated(features, tasks)
 
-    def _log(self, batch: RelabelBatch, tasks: np.ndarray, batch_size: int, seconds: float) -> None:
+    def _log(self, batch: RelabelBatch, tasks: np.ndarray, seconds: float) -> None:
         """Record what was decided under ``relabel/``; averages until stable-baselines3 next dumps its log."""
         model = None if self._model_ref is None else self._model_ref()
         logger = getattr(model, "_logger", None)
@@ -579,7 +625,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         full = self._n_samples % _FULL_DIAGNOSTICS_EVERY == 0
         self._n_samples += 1
         values = batch.diagnostics(tasks, full) | {
-            "share_changed": np.any(tasks != batch.commanded, axis=1).sum() / batch_size,
+            "share_changed": self.relabel_prob * np.mean(np.any(tasks != batch.commanded, axis=1)),
             "us_per_row": 1e6 * seconds / len(tasks),
         }
         for key, value in values.items():

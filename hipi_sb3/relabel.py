@@ -120,6 +120,17 @@ class TaskInference:
         :param alpha: the learner's entropy temperature, for ``temperature="auto"``
         :return: posterior, log Z and T
         """
+        temperature, log_z = self.price(tasks, scores, log_weights, alpha)
+        return self.posterior(scores, log_weights, temperature, log_z)
+
+    def price(
+        self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray, alpha: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The first half: what all rows have in common. Arguments as in :meth:`__call__`.
+
+        :return: T, a scalar, and log Z, (n_tasks,) or (batch_size, n_tasks)
+        """
         scores = np.asarray(scores, dtype=np.float64)
         if self.target_tasks is None:
             temperature = np.asarray(alpha if self.needs_alpha else self.temperature, dtype=np.float64)
@@ -127,12 +138,27 @@ class TaskInference:
             temperature = common_temperature(scores, log_weights, self.target_tasks, by_column=tasks.ndim == 2)
         scaled = scores / np.maximum(temperature, MIN_TEMPERATURE)
         self.log_partition.update(tasks, scaled)
-        log_z = self.log_partition(tasks, scaled, log_weights)
+        return temperature, self.log_partition(tasks, scaled, log_weights)
+
+    def posterior(
+        self, scores: np.ndarray, log_weights: np.ndarray, temperature: np.ndarray, log_partition: np.ndarray
+    ) -> Inference:
+        """
+        The second half: the posterior of each row, at given prices.
+
+        :param scores: scores R, (batch_size, n_tasks)
+        :param log_weights: log prior weight of the candidates, (n_tasks,) or (batch_size, n_tasks)
+        :param temperature: T, a scalar
+        :param log_partition: log Z, (n_tasks,) or (batch_size, n_tasks)
+        :return: posterior, log Z and T
+        """
+        scaled = np.asarray(scores, dtype=np.float64) / np.maximum(temperature, MIN_TEMPERATURE)
         if self.target_tasks is None:
-            return Inference(task_posterior(scaled, log_z, log_weights), log_z, temperature)
+            return Inference(task_posterior(scaled, log_partition, log_weights), log_partition, temperature)
         # T log Z is a price in units of the score. With it fixed, each row takes the T that it needs.
-        ratio = row_temperatures(scaled - log_z, log_weights, self.target_tasks)
-        return Inference(task_posterior((scaled - log_z) / ratio, 0.0, log_weights), log_z, temperature * ratio)
+        priced = scaled - log_partition
+        ratio = row_temperatures(priced, log_weights, self.target_tasks)
+        return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, temperature * ratio)
 
 
 def common_temperature(scores: np.ndarray, log_weights: np.ndarray, target_tasks: float, by_column: bool) -> np.ndarray:

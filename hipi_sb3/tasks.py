@@ -31,16 +31,31 @@ class TaskFamily(ABC):
     :param task_space: space of the tasks, ``Box`` of shape (task_dim,)
     :param feature_dim: number of features of a transition
     :param tasks: all tasks of a finite family, (n_tasks, task_dim); None for a continuous family
+    :param prior_space: part of the task space that the prior is uniform over, the whole of it if None
     :raises ValueError: when the space is not a one-dimensional ``Box``, or a task of ``tasks`` lies outside it
     """
 
-    def __init__(self, task_space: spaces.Box, feature_dim: int, tasks: np.ndarray | None = None) -> None:
+    #: Key of a Dict observation that holds the task.
+    task_key = "task"
+    #: Key of the next observation that holds the features already; None where ``info["task_features"]`` does.
+    features_key: str | None = None
+    #: What to do where an environment's reward is not the family's.
+    reward_remedy = "Apply wrappers that change the reward inside MultiTaskWrapper, or scale rewards with VecNormalize."
+
+    def __init__(
+        self,
+        task_space: spaces.Box,
+        feature_dim: int,
+        tasks: np.ndarray | None = None,
+        prior_space: spaces.Box | None = None,
+    ) -> None:
         name = type(self).__name__
         if not isinstance(task_space, spaces.Box) or len(task_space.shape) != 1:
             raise ValueError(f"{name}: task_space must be a Box of shape (task_dim,), not {task_space}.")
         if feature_dim < 1:
             raise ValueError(f"{name}: feature_dim must be at least 1, not {feature_dim}.")
         self.task_space = task_space
+        self.prior_space = task_space if prior_space is None else prior_space
         self.feature_dim = int(feature_dim)
         self.tasks: np.ndarray | None = None
         if tasks is not None:
@@ -64,7 +79,7 @@ class TaskFamily(ABC):
 
     def sample(self, rng: np.random.Generator | np.random.RandomState, n: int) -> np.ndarray:
         """
-        Draw tasks from the prior: uniform over the finite set, or over the task space.
+        Draw tasks from the prior: uniform over the finite set, or over ``prior_space``.
 
         :param rng: random generator
         :param n: number of tasks
@@ -72,19 +87,19 @@ class TaskFamily(ABC):
         """
         if self.tasks is not None:
             return self.tasks[rng.choice(len(self.tasks), size=n, p=np.exp(self.log_prior(self.tasks)))]
-        return rng.uniform(self.task_space.low, self.task_space.high, size=(n, self.task_dim)).astype(np.float32)
+        return rng.uniform(self.prior_space.low, self.prior_space.high, size=(n, self.task_dim)).astype(np.float32)
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
         """
         Log of the prior: log-probability in a finite family, log-density in a continuous one.
 
         :param tasks: tasks, (..., task_dim)
-        :return: log p(psi), (...,); -inf outside the finite set or the task space
+        :return: log p(psi), (...,); -inf outside the finite set or ``prior_space``
         """
         tasks = np.asarray(tasks)
         if self.tasks is not None:
             return _of_set(tasks, self.tasks, np.full(len(self.tasks), -np.log(len(self.tasks))))
-        low, high = self.task_space.low, self.task_space.high
+        low, high = self.prior_space.low, self.prior_space.high
         inside = np.all((tasks >= low) & (tasks <= high), axis=-1)
         return np.where(inside, -np.sum(np.log(high.astype(np.float64) - low)), -np.inf)
 
@@ -190,7 +205,7 @@ class TaskFamily(ABC):
                 f"{name} cannot be pickled ({error}), so it can neither reach a SubprocVecEnv nor be saved. "
                 "Replace lambdas and local functions by functions defined at module level."
             ) from error
-        bounded = self.task_space.is_bounded()
+        bounded = self.prior_space.is_bounded()
         if not bounded and self.tasks is None and type(self).sample is TaskFamily.sample:
             raise ValueError(
                 f"{name}: an unbounded task space ({self.task_space}) has no uniform prior: override sample and log_prior."
@@ -223,6 +238,7 @@ class GoalReaching(TaskFamily):
     :param position: where the goal is read: indices into the flat next observation, or a :data:`FeatureFn` that returns
         (goal_dim,). The first goal_dim entries if None
     :param terminate: whether reaching the goal ends the task
+    :param prior: corners ``(low, high)`` of the box that goals are drawn from, where it is smaller than the goal space
     """
 
     def __init__(
@@ -232,9 +248,10 @@ class GoalReaching(TaskFamily):
         radius: float,
         position: Sequence[int] | FeatureFn | None = None,
         terminate: bool = True,
+        prior: tuple[Any, Any] | None = None,
     ) -> None:
         goal_space = _box(low, high)
-        super().__init__(goal_space, feature_dim=goal_space.shape[0])
+        super().__init__(goal_space, goal_space.shape[0], prior_space=None if prior is None else _box(*prior))
         if not radius > 0:
             raise ValueError(f"{type(self).__name__}: radius must be positive, not {radius}.")
         self.radius = float(radius)
@@ -274,6 +291,7 @@ class GoalMargin(TaskFamily):
     :param max_tolerance: largest tolerance (Euclidean distance, units of the goal); the prior is uniform in [0, max]
     :param position: as in :class:`GoalReaching`
     :param terminate: whether reaching the goal ends the task
+    :param prior: corners ``(low, high)`` of the box that goals are drawn from, where it is smaller than the goal space
     """
 
     def __init__(
@@ -283,11 +301,17 @@ class GoalMargin(TaskFamily):
         max_tolerance: float,
         position: Sequence[int] | FeatureFn | None = None,
         terminate: bool = True,
+        prior: tuple[Any, Any] | None = None,
     ) -> None:
         if not max_tolerance > 0:
             raise ValueError(f"GoalMargin: max_tolerance must be positive, not {max_tolerance}.")
         self.goal_dim = np.size(low)
-        super().__init__(_box(np.append(low, 0.0), np.append(high, max_tolerance)), feature_dim=self.goal_dim)
+
+        def with_tolerance(low: Any, high: Any) -> spaces.Box:
+            return _box(np.append(low, 0.0), np.append(high, max_tolerance))
+
+        prior_space = None if prior is None else with_tolerance(*prior)
+        super().__init__(with_tolerance(low, high), feature_dim=self.goal_dim, prior_space=prior_space)
         self.max_tolerance = float(max_tolerance)
         self.terminate = terminate
         self.position = _position(position, self.goal_dim)

@@ -406,9 +406,7 @@ def compute_features(
         reward = 0.0 if rewards is None else rewards[step]
         info = {name: _at(values, step) for name, values in infos.items()}
         try:
-            features[step] = family.features(
-                env, observations[step], actions[step], next_observations[step], reward, info
-            )
+            features[step] = family.features(env, observations[step], actions[step], next_observations[step], reward, info)
         except (_NeedsSimulatorError, KeyError) as error:
             what = "the environment's info" if isinstance(error, KeyError) else "the simulator"
             raise ValueError(
@@ -495,4 +493,6 @@ def _space_from(entry: dict[str, Any]) -> spaces.Space:
     """The space of :func:`_space_to`."""
     if "n" in entry:
         return gym.spaces.Discrete(entry["n"], start=entry["start"])
-    return spaces.Box(*(np.array(entry[bound], dtype=entry["dtype"]) for bound in ("low", "high")), dtype=np.dtype(entry["dtype"]))
+    return spaces.Box(
+        *(np.array(entry[bound], dtype=entry["dtype"]) for bound in ("low", "high")), dtype=np.dtype(entry["dtype"])
+    )

@@ -553,6 +553,21 @@ def test_a_buffer_made_inside_a_callback_is_not_this_models() -> None:
             _ = buffer.model
 
 
+class MakesBackups(HIPISAC):
+    """An algorithm with methods of its own that copy its buffer."""
+
+    def backup(self) -> Any:
+        return pickle.loads(pickle.dumps(self.replay_buffer))
+
+
+def test_only_the_two_methods_of_sb3_make_a_buffer_the_algorithms() -> None:
+    model = make_model(algorithm=MakesBackups)
+    train(model, 30)
+    assert isinstance(model, MakesBackups)
+    with pytest.raises(RuntimeError, match="belongs to no algorithm"):
+        _ = model.backup().model
+
+
 def test_neither_model_nor_environment_is_pickled_or_kept_alive() -> None:
     model = make_model()
     model.env.envs[0].unwrapped.unpicklable = lambda: None  # type: ignore[union-attr]

@@ -57,10 +57,14 @@ def test_what_step_returns_equals_what_the_family_says_of_the_features(env_id, f
                 break
 
 
-@pytest.mark.parametrize("env_id", [env_id for env_id in registered_env_ids() if family_of(gym.make(env_id)).reaches_goals])
+@each_env
 def test_the_contract_holds_where_a_goal_is_reached(env_id):
     env = gym.make(env_id)
     family = family_of(env)
+    if not family.reaches_goals:
+        # So that none is left out by mistake: a task that ends or succeeds is a goal, or one of a few.
+        assert "Goal" not in env_id and "Reach-" not in env_id
+        return
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(25)]
     for seed in range(5):
@@ -110,7 +114,10 @@ def test_every_reset_draws_another_task_and_a_fixed_one_stays(env_id):
     env = gym.make(env_id)
     env.reset(seed=0)
     tasks = np.array([env.reset()[1]["task"] for _ in range(20)])
-    assert len(np.unique(tasks, axis=0)) == 20
+    family = family_of(env)
+    # Of few tasks some come again.
+    expected = 20 if family.tasks is None else min(len(family.tasks), 10)
+    assert len(np.unique(tasks, axis=0)) >= expected
     fixed = gym.make(env_id, fixed_task=tasks[0])
     assert all(np.array_equal(fixed.reset()[1]["task"], tasks[0]) for _ in range(3))
 

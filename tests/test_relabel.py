@@ -202,6 +202,15 @@ def test_each_row_is_drawn_from_its_own_probabilities() -> None:
     assert_array_equal(sample_rows(probabilities, np.random.default_rng(0)), [3, 0, 4, 2, 1])
 
 
+def test_a_column_of_probability_zero_is_never_drawn_not_even_at_the_edge() -> None:
+    class Zeros:
+        def random(self, n: int) -> np.ndarray:
+            return np.zeros(n)
+
+    edge: Any = Zeros()
+    assert_array_equal(sample_rows(np.array([[0.0, 0.0, 1.0], [0.0, 0.5, 0.5]]), edge), [2, 1])
+
+
 def test_effective_tasks_runs_from_one_to_the_number_of_tasks() -> None:
     assert_allclose(effective_tasks(np.array([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0]])), [1, 4, 2])
 

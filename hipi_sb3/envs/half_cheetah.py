@@ -1,10 +1,11 @@
-"""Run at a given speed: MuJoCo's half cheetah with a family of target velocities."""
+"""MuJoCo's half cheetah with target velocities, and with weights on what its body does."""
 
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
-from hipi_sb3.tasks import TargetVelocity
+from hipi_sb3.tasks import LinearReward, TargetVelocity
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 
@@ -24,3 +25,28 @@ def make_half_cheetah_velocity(
     # What is checked and ordered is the outer environment: here it would only cost time in every step.
     env = gym.make("HalfCheetah-v5", **{"disable_env_checker": True, **kwargs})
     return MultiTaskWrapper(env, TargetVelocity(low, high), flatten=flatten, fixed_task=fixed_task)
+
+
+def make_half_cheetah_mix(flatten: bool = False, fixed_task: Any = None, **kwargs: Any) -> MultiTaskWrapper:
+    """
+    Make ``HalfCheetah-v5`` with weights, as in Generalized Hindsight (arXiv 2002.11708).
+
+    Weights in [-1, 1] on the velocity (m/s), the rotation of the torso (rad/s) and its height above the default pose (m), and
+    in [-1, 0] on the energy: the squared norm of the action.
+
+    :param flatten: one flat observation, see :class:`~hipi_sb3.wrappers.MultiTaskWrapper`
+    :param fixed_task: weights of every episode, (4,)
+    :param kwargs: arguments of ``gymnasium.make("HalfCheetah-v5", ...)``, such as ``render_mode``
+    :return: the environment
+    """
+    env = gym.make("HalfCheetah-v5", **{"disable_env_checker": True, **kwargs})
+    family = LinearReward([-1, -1, -1, -1], [1, 1, 1, 0], features=velocity_rotation_height_energy)
+    return MultiTaskWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
+
+
+def velocity_rotation_height_energy(
+    env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]
+) -> np.ndarray:
+    """Features of :func:`make_half_cheetah_mix`, (4,)."""
+    # The observation is qpos without the horizontal position, (8,), then qvel, (9,): horizontal, vertical, rotation, ...
+    return np.array([info["x_velocity"], next_obs[10], next_obs[0], np.dot(action, action)])

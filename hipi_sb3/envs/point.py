@@ -19,7 +19,7 @@ from gymnasium.error import DependencyNotInstalled
 
 from hipi_sb3.envs.point_drawing import maze_image, plot_trajectories
 from hipi_sb3.names import lookup
-from hipi_sb3.tasks import GoalReaching
+from hipi_sb3.tasks import FiniteTasks, GoalReaching
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 #: Maps by name: one string a row, 1 is a wall. Every cell becomes ``cell_size`` x ``cell_size`` units.
@@ -37,6 +37,7 @@ MAPS: dict[str, tuple[str, ...]] = {
         "00000000000",
         "00000100000",
     ),
+    "open": ("00000",) * 5,
 }
 
 N_SUBSTEPS = 10
@@ -374,6 +375,54 @@ def make_point_four_rooms(
     env = PointEnv("four_rooms", action_noise=action_noise, start=start, render_mode=render_mode)
     family = MazeGoals(env.walls, radius=radius, start=env.start, min_distance=min_goal_distance)
     return PointGoalWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
+
+
+class CornersWrapper(PointGoalWrapper):
+    """:class:`PointGoalWrapper` for a finite set of goals: a one-hot task says which."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = MultiTaskWrapper.reset(self, seed=seed, options=options)
+        self.unwrapped.show_goal(self._goals(self.task), self.task_family.family.radius)  # type: ignore[attr-defined]
+        return obs, info
+
+    def plot_trajectories(
+        self, path: str | Path, observations: Sequence[np.ndarray], tasks: np.ndarray, successes: Sequence[bool]
+    ) -> None:
+        """
+        Save a picture of several episodes, see :meth:`PointEnv.plot_trajectories`.
+
+        :param path: PNG file to write
+        :param observations: one array an episode, (n_steps + 1, 2)
+        :param tasks: one-hot tasks, (n_episodes, n_goals)
+        :param successes: whether each episode reached its goal
+        """
+        self.unwrapped.plot_trajectories(path, observations, self._goals(tasks), successes)  # type: ignore[attr-defined]
+
+    def _goals(self, tasks: Any) -> np.ndarray:
+        return self.task_family.parameters[np.argmax(tasks, axis=-1)]  # type: ignore[attr-defined]
+
+
+def make_point_corners(
+    action_noise: float = 0.0,
+    radius: float = 1.0,
+    flatten: bool = False,
+    fixed_task: Any = None,
+    render_mode: str | None = None,
+) -> MultiTaskWrapper:
+    """
+    Make an open room with a goal near each of its four corners; the task says only which one. The start is in the middle.
+
+    :param action_noise: standard deviation of the noise on the actions
+    :param radius: distance at which a goal counts as reached
+    :param flatten: one flat observation, see :class:`~hipi_sb3.wrappers.MultiTaskWrapper`
+    :param fixed_task: one-hot task of every episode, (4,)
+    :param render_mode: ``"rgb_array"``, ``"human"`` or None
+    :return: the environment
+    """
+    env = PointEnv("open", action_noise=action_noise, start=(7.5, 7.5), render_mode=render_mode)
+    goals = GoalReaching(np.zeros(2), np.array(env.walls.shape), radius)
+    family = FiniteTasks(goals, [(1.5, 1.5), (1.5, 13.5), (13.5, 1.5), (13.5, 13.5)])
+    return CornersWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
 
 
 def _free_start(walls: np.ndarray, start: Sequence[float] | np.ndarray) -> np.ndarray:
