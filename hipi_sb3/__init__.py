@@ -3,6 +3,7 @@
 import hipi_sb3.envs  # noqa: F401  registers the environments
 from hipi_sb3._version import __version__
 from hipi_sb3.algorithms import HIPIDDPG, HIPIDQN, HIPIQRDQN, HIPISAC, HIPITD3, HIPITQC, HIPICrossQ
+from hipi_sb3.bc import HIPIBC, TaskConditionedBCPolicy
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.tasks import (
     CallableTasks,
@@ -14,9 +15,11 @@ from hipi_sb3.tasks import (
     TargetVelocity,
     TaskFamily,
 )
+from hipi_sb3.trajectories import TrajectoryDataset
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 __all__ = [
+    "HIPIBC",
     "HIPIDDPG",
     "HIPIDQN",
     "HIPIQRDQN",
@@ -33,6 +36,8 @@ __all__ = [
     "LinearReward",
     "MultiTaskWrapper",
     "TargetVelocity",
+    "TaskConditionedBCPolicy",
     "TaskFamily",
+    "TrajectoryDataset",
     "__version__",
 ]

@@ -1,9 +1,16 @@
 """Algorithms of stable-baselines3 and sb3-contrib with HIPI's replay buffer as their default: HIPI-RL (arXiv 2002.11089)."""
 
+from pathlib import Path
+from typing import Any
+
+from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DDPG, DQN, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces
 
+from hipi_sb3.bc import HIPIBC
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.fast_sac import FastSAC
 
@@ -31,6 +38,40 @@ class HIPISAC(HindsightInference, FastSAC):
     Soft actor-critic that relabels its experience by hindsight inference, with a faster update, see
     :class:`~hipi_sb3.fast_sac.FastSAC`.
     """
+
+    @classmethod
+    def from_bc(cls, bc: HIPIBC | str | Path, env: GymEnv | str, **kwargs: Any) -> "HIPISAC":
+        """
+        Make a learner whose actor is a cloned policy, to improve it from there.
+
+        :param bc: a :class:`~hipi_sb3.bc.HIPIBC` with Box actions, or the path of a saved one
+        :param env: environment
+        :param kwargs: arguments of the algorithm. Of ``policy_kwargs`` the actor's architecture is that of the cloned policy;
+            the critics get it too unless ``net_arch=dict(qf=[...])`` says otherwise
+        :return: the learner; its critics are new
+        :raises ValueError: when the spaces differ or the actions are discrete
+        """
+        if not isinstance(bc, HIPIBC):
+            bc = HIPIBC.load(bc, device=kwargs.get("device", "auto"))
+        policy = bc.policy
+        if policy.is_discrete:
+            raise ValueError(f"SAC needs Box actions, but the cloned policy has {bc.action_space}.")
+        policy_kwargs = dict(kwargs.pop("policy_kwargs", None) or {})
+        net_arch = policy_kwargs.get("net_arch", {})
+        critic_arch = net_arch.get("qf", policy.net_arch) if isinstance(net_arch, dict) else net_arch
+        policy_kwargs |= {
+            "net_arch": {"pi": policy.net_arch, "qf": critic_arch},
+            "activation_fn": policy.activation_fn,
+            "features_extractor_class": policy.features_extractor_class,
+            "features_extractor_kwargs": policy.features_extractor_kwargs,
+            "normalize_images": policy.normalize_images,
+        }
+        name = "MultiInputPolicy" if isinstance(bc.observation_space, spaces.Dict) else "MlpPolicy"
+        model = cls(name, env, policy_kwargs=policy_kwargs, **kwargs)
+        assert model.env is not None
+        check_for_correct_spaces(model.env, bc.observation_space, bc.action_space)
+        model.actor.load_state_dict(policy.actor.state_dict())
+        return model
 
 
 class HIPITD3(HindsightInference, TD3):

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from hipi_sb3.candidates import CandidateSampler, check_candidates
 from hipi_sb3.episodes import EpisodeIndex, grow
+from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
 from hipi_sb3.layout import TaskLayout, each, gather, take
 from hipi_sb3.log_partition import LogPartition, make_log_partition
 from hipi_sb3.names import lookup
@@ -60,7 +61,8 @@ class HIPIReplayBuffer(ReplayBuffer):
     episodes can be sampled.
 
     :param buffer_size: number of transitions
-    :param observation_space: ``Dict`` with a key ``task``, or a flat ``Box`` whose last entries are the task
+    :param observation_space: ``Dict`` with a key ``task`` (or a GoalEnv's ``desired_goal``), or a flat ``Box`` whose last
+        entries are the task
     :param action_space: action space
     :param device: PyTorch device of the samples
     :param n_envs: number of parallel environments
@@ -239,13 +241,16 @@ class HIPIReplayBuffer(ReplayBuffer):
         """Where observations hold the task."""
         family = self.require_family()
         if isinstance(self.observation_space, spaces.Dict):
-            return TaskLayout("task", family.task_dim)
+            return TaskLayout(family.task_key, family.task_dim)
         return TaskLayout(None, family.task_dim)
 
     @cached_property
     def features(self) -> np.ndarray:
         """Features of the stored transitions, (buffer_size, n_envs, feature_dim)."""
-        return self._allocate(self.require_family().feature_dim)
+        family = self.require_family()
+        if family.features_key is not None:
+            return self.next_observations[family.features_key]  # not stored twice
+        return self._allocate(family.feature_dim)
 
     @cached_property
     def candidate_sampler(self) -> CandidateSampler:
@@ -282,15 +287,20 @@ class HIPIReplayBuffer(ReplayBuffer):
         assert env is not None
         if self._env_ref is not None and self._env_ref() is env:
             return
-        if not env.has_attr("task_family"):
-            if self.family is not None:  # given by the user
-                self._env_ref = weakref.ref(env)
-                return
+        if env.has_attr("task_family"):
+            family = env.get_attr("task_family")[0]
+        elif not self._family_is_given and is_goal_space(env.observation_space) and env.has_attr("compute_reward"):
+            family = GoalEnvTasks.of_vec_env(env)
+        elif self.family is not None:
+            family = self.family
+        else:
             raise ValueError(
                 "HIPIReplayBuffer found no task family in the environment. Wrap it: "
                 "MultiTaskWrapper(env, TargetVelocity(low=0.0, high=3.0)), with the family of tasks that you want to learn."
             )
-        family = env.get_attr("task_family")[0]
+        vec_normalize = model.get_vec_normalize_env()
+        if isinstance(family, GoalEnvTasks) and vec_normalize is not None:
+            family.check_vec_normalize(vec_normalize)
         if self.family is None or (self.size() == 0 and not self._family_is_given):
             self._set_family(family)
         elif (family.feature_dim, family.task_space) != (self.family.feature_dim, self.family.task_space):
@@ -305,13 +315,14 @@ class HIPIReplayBuffer(ReplayBuffer):
         family.check()
         space = self.observation_space
         if isinstance(space, spaces.Dict):
-            fits = "task" in space.spaces and space["task"].shape == family.task_space.shape
+            key = family.task_key
+            fits = key in space.spaces and space[key].shape == family.task_space.shape
         else:
             fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
         if not fits:
             raise ValueError(
-                f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key 'task' of "
-                f"shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. Use MultiTaskWrapper."
+                f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
+                f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. Use MultiTaskWrapper."
             )
         sampler = CandidateSampler(family, self.candidates, self.n_candidate_tasks)
         log_partition = self.inference.log_partition
@@ -361,8 +372,10 @@ class HIPIReplayBuffer(ReplayBuffer):
         if self._model_ref is not None and (model := self._model_ref()) is not None and model.env is not None:
             self._family_of_environment(model)
         family = self.require_family()
-        features = self._read_features(infos)
+        features = self._read_features(next_obs, infos)
         tasks = np.asarray(self.layout.get(obs))
+        if family.features_key is not None:  # MultiTaskWrapper keeps the task
+            self._check_same_tasks(tasks, np.asarray(self.layout.get(next_obs)))
         self._check_reward(family, features, tasks, np.asarray(reward))
 
         self._close_broken_episodes(obs)
@@ -387,8 +400,12 @@ class HIPIReplayBuffer(ReplayBuffer):
         for env_index in np.flatnonzero(done):
             self.episodes.finish(env_index)
 
-    def _read_features(self, infos: list[dict[str, Any]]) -> np.ndarray:
+    def _read_features(self, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
         """Features of a step of all environments, (n_envs, feature_dim)."""
+        key = self.require_family().features_key
+        if key is not None:
+            # In the precision of the environment: its reward is compared with that of the family.
+            return np.asarray(next_obs[key])
         try:
             return np.stack([info["task_features"] for info in infos])
         except KeyError as error:
@@ -397,14 +414,25 @@ class HIPIReplayBuffer(ReplayBuffer):
                 "MultiTaskWrapper, and keep wrappers outside it from replacing info."
             ) from error
 
+    def _check_same_tasks(self, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
+        # The last observation of an episode may have been normalised and restored, which rounds.
+        if not (np.array_equal(tasks, next_tasks) or np.allclose(tasks, next_tasks, rtol=1e-4, atol=1e-5)):
+            env_index = int(np.argmax(~np.isclose(tasks, next_tasks, rtol=1e-4, atol=1e-5).all(axis=-1)))
+            raise ValueError(
+                f"The {self.layout.key or 'task'} of environment {env_index} changed within an episode, from "
+                f"{tasks[env_index]} to {next_tasks[env_index]}. A transition is relabeled with one task before and after the "
+                "step, and what it led to counts for that task: make the environment end the episode there, or keep the task "
+                "(reset_target=False in the mazes of Gymnasium-Robotics)."
+            )
+
     def _check_reward(self, family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
         expected = family.reward(features, tasks)
         if not np.allclose(expected, reward, rtol=1e-4, atol=1e-5):
             env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
             raise ValueError(
                 f"Environment {env_index} returned reward {reward[env_index]} for task {tasks[env_index]}, but "
-                f"{type(family).__name__} gives {expected[env_index]}: relabeled rows would be on another scale. Apply "
-                "wrappers that change the reward inside MultiTaskWrapper, or scale rewards with VecNormalize."
+                f"{type(family).__name__} gives {expected[env_index]}: relabeled rows would be on another scale. "
+                f"{family.reward_remedy}"
             )
 
     def _close_broken_episodes(self, obs: Any) -> None:
@@ -635,7 +663,10 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the algorithm and its environment, and without the rows that were never written."""
-        state = {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref", "model")}
+        left_out = {"_model_ref", "_env_ref", "model"}
+        if self.family is not None and self.family.features_key is not None:
+            left_out.add("features")  # a part of the next observations
+        state = {key: value for key, value in self.__dict__.items() if key not in left_out}
         if not self.full:
             for key, value in state.items():
                 if _is_storage(key):

@@ -18,8 +18,10 @@ class CandidateRows(Protocol):
     """What a source may ask about the batch and the rows of it that are to be relabeled."""
 
     family: TaskFamily
-    #: Commanded tasks of the whole batch, (batch_size, task_dim).
-    batch_tasks: np.ndarray
+
+    @property
+    def batch_tasks(self) -> np.ndarray:
+        """Commanded tasks of the whole batch, (batch_size, task_dim)."""
 
     @property
     def batch_features(self) -> np.ndarray:

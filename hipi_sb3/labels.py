@@ -5,7 +5,7 @@ and clones each trajectory for the tasks that it was right for. The posterior is
 a trajectory is its return. The other rules are the baselines that it is compared with.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -216,9 +216,11 @@ class TrajectoryLabeler:
         self._check(dataset)
         family = dataset.family
         segments = Segments.of(dataset, self.segment_length)
-        with show_progress(2 * dataset.n_steps, "labelling", progress_bar) as done:
+        has_returns = not isinstance(self.strategy, NoRelabeling | RandomTask | FinalGoal | FutureGoal)
+        # Read once to check it, and once to judge it.
+        with show_progress((1 + has_returns) * dataset.n_steps, "labelling", progress_bar) as done:
             dataset.check(done)
-            rows = LabelRows(self, dataset, segments, rng)
+            rows = LabelRows(self, dataset, segments, rng, done)
             values: dict[str, float] = {}
             if self.strategy == TOP_K or isinstance(self.strategy, HIPI | MaximumAPosteriori):
                 tasks = rows.candidates().tasks
@@ -228,7 +230,6 @@ class TrajectoryLabeler:
                 tasks = self.strategy.assign(rows, rng)
                 columns, weights = np.arange(len(tasks), dtype=np.int32)[:, None], np.ones((len(tasks), 1), dtype=np.float32)
             ends = _ends(family, dataset, segments, tasks, columns)
-            done(dataset.n_steps)
         labels = Labels(segments, tasks, columns, weights, ends)
         values["cloned_share"] = labels.n_steps.sum() / dataset.n_steps
         values["n_candidates"] = len(tasks)
@@ -266,14 +267,18 @@ class TrajectoryLabeler:
             effective += effective_tasks(posterior).sum()
             kept += share.sum()
             marginal += posterior.sum(axis=0)  # over rows
-        return columns, weights, {
-            "effective_tasks": effective / n_rows,
-            "kept_share": kept / n_rows,
-            "label_kl": label_divergence(marginal[None] / n_rows, candidates.log_weights),
-            "log_z_mean": float(np.mean(log_z)),
-            "log_z_spread": float(np.std(log_z)),
-            "temperature": float(temperature),
-        }
+        return (
+            columns,
+            weights,
+            {
+                "effective_tasks": effective / n_rows,
+                "kept_share": kept / n_rows,
+                "label_kl": label_divergence(marginal[None] / n_rows, candidates.log_weights),
+                "log_z_mean": float(np.mean(log_z)),
+                "log_z_spread": float(np.std(log_z)),
+                "temperature": float(temperature),
+            },
+        )
 
     def _top(self, rows: "LabelRows") -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
         """Filtered cloning: weight 1 where a row is among the best of a task, (n_rows, n_labels)."""
@@ -298,15 +303,22 @@ class LabelRows:
     :param dataset: trajectories
     :param segments: the rows
     :param rng: random generator
+    :param done: called with the number of steps whose returns were computed
     """
 
     def __init__(
-        self, labeler: TrajectoryLabeler, dataset: TrajectoryDataset, segments: Segments, rng: np.random.Generator
+        self,
+        labeler: TrajectoryLabeler,
+        dataset: TrajectoryDataset,
+        segments: Segments,
+        rng: np.random.Generator,
+        done: Callable[[int], Any],
     ) -> None:
         self.labeler = labeler
         self.dataset = dataset
         self.segments = segments
         self.rng = rng
+        self.done = done
         self.family: TaskFamily = dataset.family
 
     @cached_property
@@ -319,7 +331,9 @@ class LabelRows:
     @property
     def batch_tasks(self) -> np.ndarray:
         if self.dataset.tasks is None:
-            raise ValueError("The data set does not know its commanded tasks. Use candidates='prior' or, for goals, 'achieved'.")
+            raise ValueError(
+                "The data set does not know its commanded tasks. Use candidates='prior' or, for goals, 'achieved'."
+            )
         return self.dataset.tasks
 
     @cached_property
@@ -355,7 +369,7 @@ class LabelRows:
         return self.trajectory_returns(self.candidates().tasks)
 
     def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
-        return segment_returns(self.dataset, self.segments, tasks, self.labeler.returns)
+        return segment_returns(self.dataset, self.segments, tasks, self.labeler.returns, self.done)
 
     def recent_returns(self, tasks: np.ndarray) -> np.ndarray:
         return self.trajectory_returns(tasks)
@@ -382,7 +396,11 @@ def default_candidates(family: TaskFamily) -> str | dict[str, float]:
 
 
 def segment_returns(
-    dataset: TrajectoryDataset, segments: Segments, tasks: np.ndarray, returns: str = "extended"
+    dataset: TrajectoryDataset,
+    segments: Segments,
+    tasks: np.ndarray,
+    returns: str = "extended",
+    done: Callable[[int], Any] = lambda n_steps: None,
 ) -> np.ndarray:
     """
     Undiscounted returns of rows for tasks, up to the step that ends the task.
@@ -391,6 +409,7 @@ def segment_returns(
     :param segments: rows
     :param tasks: tasks, (n_tasks, task_dim)
     :param returns: how rows of different length are compared, see :class:`TrajectoryLabeler`
+    :param done: called with the number of steps after each block
     :return: returns, (n_rows, n_tasks)
     :raises ValueError: when a reward is NaN or +inf; task, trajectory and step are named
     """
@@ -422,6 +441,7 @@ def segment_returns(
             goes_on = True if returns == "mean" else ~(ended | by_env)
             sums = np.where(goes_on, sums * (longest / lengths), sums)
         result[rows] = sums
+        done(len(features))
     return result
 
 

@@ -33,7 +33,7 @@ class LogPartition(ABC):
 
     def setup(self, task_space: spaces.Box, tasks: np.ndarray | None) -> None:
         """
-        Learn which tasks there are; called once, before anything else.
+        Learn which tasks there are; called before anything else, and again if they change.
 
         :param task_space: space of the tasks, shape (task_dim,)
         :param tasks: all tasks of a finite family, (n_tasks, task_dim), else None
@@ -126,10 +126,12 @@ class SinkhornLogPartition(LogPartition):
         prior = np.exp(log_prior[supplied])
         joint = joint[:, supplied]
         scale = np.ones(len(prior))  # exp(-change of the price)
+        error = np.inf
         for _ in range(self.max_rounds):
             rows = 1.0 / (joint @ scale)  # the posterior's normaliser of each transition
             marginal = scale * (rows @ joint) / len(joint)
-            if np.max(np.abs(marginal - prior)) <= self.tolerance:
+            error = np.max(np.abs(marginal - prior))
+            if error <= self.tolerance:
                 break
             scale *= prior / np.maximum(marginal, 1e-12)
             scale /= scale.max()
@@ -137,7 +139,7 @@ class SinkhornLogPartition(LogPartition):
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(
-                    f"Sinkhorn stopped after {self.max_rounds} rounds, {np.max(np.abs(marginal - prior)):.1e} from the prior. "
+                    f"Sinkhorn stopped after {self.max_rounds} rounds, {error:.1e} from the prior. "
                     "Raise the temperature or max_rounds, or use log_partition='batch'.",
                     stacklevel=2,
                 )
@@ -186,8 +188,7 @@ class RunningLogPartition(LogPartition):
         self._estimator: _Table | _Network | None = None
 
     def setup(self, task_space: spaces.Box, tasks: np.ndarray | None) -> None:
-        if self._estimator is None:
-            self._estimator = _Network(self, task_space) if tasks is None else _Table(self, tasks)
+        self._estimator = _Network(self, task_space) if tasks is None else _Table(self, tasks)
 
     def update(self, tasks: np.ndarray, scores: np.ndarray) -> None:
         self.n_resets += self._require_estimator().update(tasks, scores)

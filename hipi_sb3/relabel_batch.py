@@ -124,7 +124,8 @@ class RelabelBatch:
         # (n_rows, 1, ...) against (n_tasks, task_dim) or (n_rows, n_tasks, task_dim)
         rewards, terminated = buffer.judge(self.features[:, None], tasks, env_terminated[:, None])
         if env is not None:
-            rewards = env.normalize_reward(rewards)
+            # VecNormalize clips: an impossible task has to stay impossible.
+            rewards = np.where(np.isneginf(rewards), rewards, env.normalize_reward(rewards))
         pairs = Pairs(
             observations=self._to_torch(buffer._normalize_obs(self.obs, env)),
             next_observations=self._to_torch(buffer._normalize_obs(self.next_obs, env)),

@@ -125,7 +125,9 @@ def test_every_reset_draws_another_task_and_a_fixed_one_stays(env_id):
 @each_env
 def test_the_registered_time_limit_truncates_and_does_not_terminate(env_id):
     limit = gym.spec(env_id).max_episode_steps
-    for env, expected in ((gym.make(env_id), limit), (gym.make(env_id, max_episode_steps=5), 5)):
+    # The hopper falls when it is still.
+    kwargs = {"terminate_when_unhealthy": False} if env_id == "MOHopper-v0" else {}
+    for env, expected in ((gym.make(env_id, **kwargs), limit), (gym.make(env_id, max_episode_steps=5), 5)):
         assert env.spec.max_episode_steps == expected
         env.reset(seed=0)
         still = np.zeros(env.action_space.shape, dtype=np.float32)
@@ -188,7 +190,7 @@ def test_registering_again_changes_nothing():
 
 
 def test_importing_the_package_imports_no_simulator():
-    code = "import sys, hipi_sb3.envs; sys.exit(any(name in sys.modules for name in ('mujoco', 'pygame')))"
+    code = "import sys, hipi_sb3.envs; sys.exit(any(name in sys.modules for name in ('mujoco', 'pygame', 'dm_control', 'metaworld', 'gymnasium_robotics', 'mo_gymnasium')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

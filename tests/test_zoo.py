@@ -385,7 +385,7 @@ def test_hyperparameters_begin_with_the_default_and_name_what_exists(path):
     # A comment before every entry says where it comes from.
     lines = path.read_text().splitlines()
     assert all(lines[lines.index(f"{env_id}:") - 1].startswith("#") for env_id in entries)
-    known = {"n_timesteps", "n_envs", "normalize", "env_kwargs", "callback"}
+    known = {"n_timesteps", "n_envs", "normalize", "env_kwargs", "callback", "noise_type", "noise_std"}
     for algorithm_class in ALGOS[path.stem].__mro__[:2]:
         known |= set(inspect.signature(algorithm_class).parameters)
     for hyperparams in entries.values():

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 import hipi_sb3  # noqa: F401  registers the environments
-from zoo.experiment import ConfigurationError, check_name, exit_with_error
+from zoo.errors import ConfigurationError, check_name, exit_with_error
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -31,7 +31,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
-from zoo.experiment import TASK_SEED, ConfigurationError, check_name, configuration_errors, exit_with_error
+from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
+from zoo.search import TASK_SEED
 
 
 def main(arguments: list[str] | None = None) -> None:

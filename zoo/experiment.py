@@ -1,81 +1,29 @@
 """One experiment of the launcher: rl_zoo3's manager, with relabeling options and evaluation task by task."""
 
-import difflib
 import inspect
 import json
-import re
 import shutil
-import sys
 from ast import literal_eval
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import rl_zoo3.exp_manager
 import yaml
-from rl_zoo3.callbacks import TrialEvalCallback
-from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
-from hipi_sb3 import HIPIReplayBuffer, TaskFamily
+from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
-from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks, save_trajectory_plot
-from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
+from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
+from zoo.errors import ConfigurationError, check_name, configuration_errors
+from zoo.plugin import KEY_TO_ALGORITHM
+from zoo.search import TASK_SEED, SearchManager, evaluated
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 
-#: The tasks of evaluations are the same for all runs, so that runs can be compared. A search is judged on others than the
-#: trained policy later, or its winner would be the one that the tasks happened to suit.
-TASK_SEED = 0
-SEARCH_TASK_SEED = 1
 
-
-class ConfigurationError(Exception):
-    """A mistake of the user, told in one line."""
-
-
-@contextmanager
-def configuration_errors(verbose: int = 1) -> Iterator[None]:
-    """
-    Turn whatever is raised while a configuration is read and tried into one line for the user.
-
-    :param verbose: from 2 on, errors are left as they are, with their traceback
-    """
-    try:
-        yield
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        if verbose >= 2:
-            raise
-        raise ConfigurationError(_one_line(error)) from error
-
-
-class TrialTaskEvalCallback(TrialEvalCallback, TaskEvalCallback):
-    """
-    Evaluates a trial on a fixed set of tasks, and prunes it: rl_zoo3's callback on top of ours.
-
-    :param tasks: tasks, (n_tasks, task_dim)
-    :param task_seed: seed of the environment noise
-    :param kwargs: as in ``TrialEvalCallback``
-    """
-
-    def __init__(self, *args: Any, tasks: np.ndarray, task_seed: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.tasks = tasks
-        self.task_seed = task_seed
-
-
-class TaskExperimentManager(ExperimentManager):
+class TaskExperimentManager(SearchManager):
     """
     rl_zoo3's ``ExperimentManager`` for environments with a task family; others it treats as rl_zoo3 does.
 
@@ -84,18 +32,15 @@ class TaskExperimentManager(ExperimentManager):
 
     :param args: as in ``ExperimentManager``
     :param relabel: options of :class:`hipi_sb3.HIPIReplayBuffer` that replace those of the YAML file, one by one
-    :param n_eval_tasks: number of tasks to evaluate on, where the family is not finite
-    :param kwargs: as in ``ExperimentManager``
+    :param kwargs: as in :class:`~zoo.search.SearchManager`
     """
 
-    def __init__(self, *args: Any, relabel: dict[str, Any] | None = None, n_eval_tasks: int = 20, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, relabel: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():
             self.config = str(own_config)
         self.relabel = relabel or {}
-        self.n_eval_tasks = n_eval_tasks
-        self.task_family: TaskFamily | None = None
 
     # -- setting up ------------------------------------------------------------------------------------------------------
 
@@ -125,17 +70,23 @@ class TaskExperimentManager(ExperimentManager):
         :return: hyperparameters, and those to save in the run folder
         """
         hyperparams, saved_hyperparams = super().read_hyperparameters()
-        if self.relabel:
-            buffer_kwargs = hyperparams.get("replay_buffer_kwargs") or {}
-            if isinstance(buffer_kwargs, str):
-                buffer_kwargs = eval(buffer_kwargs, vars(rl_zoo3.exp_manager))  # as rl_zoo3 does with this entry
-            changes: dict[str, Any] = {"replay_buffer_kwargs": {**buffer_kwargs, **self.relabel}}
-            if self.algo not in KEY_TO_ALGORITHM:
-                # The relabeling buffer has to be asked for where it is not the algorithm's own.
-                changes["replay_buffer_class"] = "HIPIReplayBuffer"
-            print(f"With --relabel: {changes}")
-            hyperparams.update(changes)
-            saved_hyperparams.update(changes)
+        changes: dict[str, Any] = {}
+        buffer_kwargs = evaluated(hyperparams.get("replay_buffer_kwargs")) or {}
+        if self.retrained_trial is not None:
+            changes = self.load_retrained_trial()
+            buffer_kwargs = {**buffer_kwargs, **changes.pop("replay_buffer_kwargs", {})}
+            given = self.custom_hyperparams or {}  # -params goes before the trial
+            changes = {name: value for name, value in changes.items() if name not in given}
+            buffer_kwargs |= evaluated(given.get("replay_buffer_kwargs")) or {}
+        if self.relabel and self.algo not in KEY_TO_ALGORITHM:
+            # The relabeling buffer has to be asked for where it is not the algorithm's own.
+            changes["replay_buffer_class"] = "HIPIReplayBuffer"
+        if self.relabel or self.retrained_trial is not None:
+            changes["replay_buffer_kwargs"] = {**buffer_kwargs, **self.relabel}
+            print(f"With {'--relabel' if self.retrained_trial is None else f'trial {self.retrained_trial}'}: {changes}")
+        hyperparams.update(changes)
+        saved_hyperparams.update(changes)
+        self.saved_hyperparams = dict(saved_hyperparams)
         return hyperparams, saved_hyperparams
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
@@ -147,6 +98,9 @@ class TaskExperimentManager(ExperimentManager):
         :param no_log: whether to write no monitor file
         :return: environments
         """
+        if eval_env and self._eval_env_kwargs_args is None:
+            # rl_zoo3 gives those of the YAML file to the training environments only.
+            self.eval_env_kwargs = self.env_kwargs
         env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
         return env
@@ -172,10 +126,6 @@ class TaskExperimentManager(ExperimentManager):
             deterministic=callback.deterministic,
             verbose=callback.verbose,
         )
-
-    def _tasks(self, seed: int) -> np.ndarray:
-        assert self.task_family is not None
-        return evaluation_tasks(self.task_family, self.n_eval_tasks, seed)
 
     # -- after training --------------------------------------------------------------------------------------------------
 
@@ -230,57 +180,6 @@ class TaskExperimentManager(ExperimentManager):
         path.write_text(json.dumps({**values, **evaluation.to_dict()}, indent=1) + "\n")
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
-    # -- searching -------------------------------------------------------------------------------------------------------
-
-    def hyperparameters_optimization(self) -> None:
-        """
-        Search as rl_zoo3 does, on fixed tasks.
-
-        :raises ConfigurationError: when the configuration fails before the first trial, or no trial was finished
-        """
-        with configuration_errors(self.verbose):
-            self.try_configuration()
-        if self.task_family is not None:
-            rl_zoo3.exp_manager.TrialEvalCallback = partial(  # type: ignore[misc,assignment]
-                TrialTaskEvalCallback, tasks=self._tasks(SEARCH_TASK_SEED), task_seed=SEARCH_TASK_SEED
-            )
-            if self.algo in KEY_TO_ALGORITHM:
-                sampler = make_sampler(KEY_TO_ALGORITHM[self.algo], self.task_family)
-                HYPERPARAMS_SAMPLER[self.algo] = sampler  # type: ignore[assignment]
-        try:
-            super().hyperparameters_optimization()
-        except ValueError as error:
-            # How Optuna says that there is no best trial.
-            if "No trials are completed" not in str(error):
-                raise
-            raise ConfigurationError(
-                f"no trial was finished: all were pruned. Messages of the trials stand above; more steps (-n) than "
-                f"{self.n_timesteps} or --pruner none may help."
-            ) from error
-
-    def try_configuration(self) -> None:
-        """
-        Train and evaluate for a moment.
-
-        In a trial rl_zoo3 takes every ``ValueError`` of the training for bad luck with the sampled parameters and prunes it,
-        so what is wrong with the configuration itself has to show before.
-        """
-        algorithm_class = ALGOS[self.algo]
-        hyperparams = dict(self._hyperparams)
-        if issubclass(algorithm_class, OffPolicyAlgorithm):
-            # Updates start at once, and the critic is asked at once.
-            hyperparams.update(learning_starts=0, buffer_size=10_000)
-            if self.algo in KEY_TO_ALGORITHM:
-                hyperparams["replay_buffer_kwargs"] = {**(hyperparams.get("replay_buffer_kwargs") or {}), "warmup_updates": 0}
-        env = self.create_envs(self.n_envs, no_log=True)
-        try:
-            model = algorithm_class(env=env, verbose=0, device=self.device, **hyperparams)
-            model.learn(100)
-            if self.task_family is not None:
-                evaluate_tasks(model, env, self._tasks(SEARCH_TASK_SEED)[:1])
-        finally:
-            env.close()
-
 
 # -- what the command line gives -------------------------------------------------------------------------------------------
 
@@ -314,44 +213,6 @@ def parse_relabel(assignments: list[str]) -> dict[str, Any]:
     return options
 
 
-def check_name(what: str, name: str, names: Any) -> None:
-    """
-    Check a name of the command line.
-
-    :param what: what it names, for the error
-    :param name: the name
-    :param names: valid names
-    :raises ConfigurationError: when it is none of them; the nearest one is suggested
-    """
-    if name not in names:
-        raise ConfigurationError(f"unknown {what} {name!r}.{nearest(name, names)}")
-
-
-def nearest(name: str, names: Any) -> str:
-    """
-    Suggest a name.
-
-    :param name: what was given
-    :param names: valid names
-    :return: a sentence with the nearest one, or with all of them where they are few and none is near
-    """
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Valid: {', '.join(names)}." if len(names) < 20 else ""
-
-
-def exit_with_error(program: str, error: Exception) -> None:
-    """
-    End the process with one line and the exit code of a usage error.
-
-    :param program: name of the command
-    :param error: what went wrong
-    """
-    print(f"{program}: error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
 def _parse_value(value: str) -> Any:
     if value.startswith("{"):
         try:
@@ -362,24 +223,3 @@ def _parse_value(value: str) -> Any:
         return literal_eval(value)
     except (ValueError, SyntaxError):
         return value  # a name
-
-
-def _one_line(error: Exception) -> str:
-    """What went wrong, on one line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, yaml.YAMLError):
-        return f"malformed YAML: {text}"
-    if isinstance(error, KeyError):
-        return f"there is no {text} in the configuration."
-    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
-    if isinstance(error, TypeError) and unknown:
-        names = _keywords_of(unknown.group(1))
-        return f"{unknown.group(1)} has no parameter {unknown.group(2)!r}.{nearest(unknown.group(2), names) if names else ''}"
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
-
-
-def _keywords_of(class_name: str) -> list[str]:
-    """Constructor parameters of an algorithm or of the replay buffer, by the name of the class."""
-    classes: list[type] = [base for algorithm in ALGOS.values() for base in algorithm.__mro__] + [HIPIReplayBuffer]
-    constructor: Callable[..., None] | None = next((c.__init__ for c in classes if c.__name__ == class_name), None)  # type: ignore[misc]
-    return [] if constructor is None else [name for name in inspect.signature(constructor).parameters if name != "self"]

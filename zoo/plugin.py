@@ -4,7 +4,7 @@ To add an algorithm: one line in ``KEY_TO_ALGORITHM``. What a YAML file names by
 package, not in ``zoo/train.py``, which Python would import a second time beside ``__main__``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +30,24 @@ class Algorithm:
     :param algorithm_class: its class
     :param base: algorithm of rl_zoo3 whose search space it extends
     :param has_alpha: whether the learner has an entropy temperature, for ``temperature="auto"``
+    :param lacks: parameters of the base's search space that the algorithm has not
     """
 
     algorithm_class: type[OffPolicyAlgorithm]
     base: str
     has_alpha: bool = False
+    lacks: tuple[str, ...] = ()
 
 
 KEY_TO_ALGORITHM: dict[str, Algorithm] = {
     "hipi_sac": Algorithm(hipi_sb3.HIPISAC, base="sac", has_alpha=True),
+    "hipi_td3": Algorithm(hipi_sb3.HIPITD3, base="td3"),
+    "hipi_ddpg": Algorithm(hipi_sb3.HIPIDDPG, base="ddpg"),
+    "hipi_dqn": Algorithm(hipi_sb3.HIPIDQN, base="dqn"),
+    "hipi_tqc": Algorithm(hipi_sb3.HIPITQC, base="tqc", has_alpha=True),
+    # CrossQ has no target networks
+    "hipi_crossq": Algorithm(hipi_sb3.HIPICrossQ, base="sac", has_alpha=True, lacks=("tau",)),
+    "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn"),
 }
 
 #: Parameters of a trial are named with this prefix, so that they cannot collide with those of the algorithm.
@@ -49,6 +58,55 @@ KEY_TO_MIXTURE: dict[str, dict[str, float]] = {
     "batch+achieved": {"batch": 0.5, "achieved": 0.5},
     "batch+prior": {"batch": 0.5, "prior": 0.5},
 }
+
+
+#: ``--search-space small``: what is sampled from less than the whole range, for trials of minutes on a small machine. Bounds
+#: or choices by name of the parameter; all others keep theirs.
+SMALL_SPACE: dict[str, tuple[Any, ...]] = {
+    "batch_size_pow": (5, 7),
+    "learning_rate": (3e-4, 2e-3),
+    "train_freq": (1, 4),
+    "net_arch": ("small",),
+    "n_quantiles": (5, 25),
+    "target_update_interval": (100, 2000),
+    f"{PREFIX}n_candidate_tasks_pow": (3, 5),
+    f"{PREFIX}temperature": (1.0, "ess:8"),
+    f"{PREFIX}log_partition": ("batch", "none"),
+}
+
+
+class SmallSpaceTrial:
+    """
+    A trial whose parameters come from :data:`SMALL_SPACE`, for the samplers of rl_zoo3 and ours as they are.
+
+    :param trial: the trial
+    """
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self._trial = trial
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_int(self, name: str, low: int, high: int, **kwargs: Any) -> int:
+        """As in ``Trial``, with other bounds where the small space has some."""
+        low, high = self._bounds(name, low, high)
+        return self._trial.suggest_int(name, low, high, **kwargs)
+
+    def suggest_float(self, name: str, low: float, high: float, **kwargs: Any) -> float:
+        """As in ``Trial``, with other bounds where the small space has some."""
+        low, high = self._bounds(name, low, high)
+        return self._trial.suggest_float(name, low, high, **kwargs)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """As in ``Trial``, without the choices that the small space has not."""
+        few = [choice for choice in choices if choice in SMALL_SPACE.get(name, choices)]
+        return self._trial.suggest_categorical(name, few)
+
+    @staticmethod
+    def _bounds(name: str, low: Any, high: Any) -> tuple[Any, Any]:
+        small_low, small_high = SMALL_SPACE.get(name, (low, high))
+        return max(low, small_low), min(high, small_high)
 
 
 def register() -> None:
@@ -64,18 +122,21 @@ def register() -> None:
         module.HIPIReplayBuffer = hipi_sb3.HIPIReplayBuffer  # type: ignore[attr-defined]
 
 
-def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None) -> Sampler:
+def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None, small: bool = False) -> Sampler:
     """
     Make the sampler of an algorithm: the search space of its base in rl_zoo3 together with that of relabeling.
 
     :param algorithm: the algorithm
     :param family: the tasks; decides which strategies and candidates exist. Only what every family has if None
+    :param small: whether to sample from :data:`SMALL_SPACE`
     :return: sampler for ``HYPERPARAMS_SAMPLER``
     """
 
     def sample(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
         args = {**additional_args, "using_her_replay_buffer": False}
-        hyperparams = HYPERPARAMS_SAMPLER[algorithm.base](trial, n_actions, n_envs, args)
+        trial = SmallSpaceTrial(trial) if small else trial  # type: ignore[assignment]
+        sampled = HYPERPARAMS_SAMPLER[algorithm.base](trial, n_actions, n_envs, args)
+        hyperparams = {name: value for name, value in sampled.items() if name not in algorithm.lacks}
         # What rl_zoo3 calls her_kwargs are the replay_buffer_kwargs that were given: those not searched are kept.
         given = additional_args.get("her_kwargs", {})
         return {**hyperparams, "replay_buffer_kwargs": {**given, **sample_relabeling(trial, family, algorithm.has_alpha)}}
@@ -138,7 +199,10 @@ def make_converter(algorithm: Algorithm) -> Callable[[dict[str, Any]], dict[str,
     """
 
     def convert(params: dict[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in params.items() if not name.startswith(PREFIX)}
+        own = {name: value for name, value in params.items() if not name.startswith(PREFIX) and name not in algorithm.lacks}
+        if own.get("noise_type", "") is None:
+            # rl_zoo3 samples "no noise" but would pass it on to the algorithm as an option of its own.
+            own = {name: value for name, value in own.items() if name not in ("noise_type", "noise_std")}
         return {**HYPERPARAMS_CONVERTER[algorithm.base](own), "replay_buffer_kwargs": convert_relabeling(params)}
 
     return convert

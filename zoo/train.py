@@ -27,14 +27,8 @@ import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
 
 from zoo import plugin
-from zoo.experiment import (
-    ConfigurationError,
-    TaskExperimentManager,
-    check_name,
-    exit_with_error,
-    parse_relabel,
-    relabel_options,
-)
+from zoo.errors import ConfigurationError, check_name, exit_with_error
+from zoo.experiment import TaskExperimentManager, parse_relabel, relabel_options
 
 #: Options of rl_zoo3 that have other defaults here. They stand first, so those of the user win.
 DEFAULTS = ["--num-threads", "1", "--eval-freq", "5000", "--eval-episodes", "1", "--n-eval-envs", "5", "--n-evaluations", "5"]
@@ -58,7 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     def make_manager(*manager_args: Any, **manager_kwargs: Any) -> TaskExperimentManager:
         nonlocal started
         started = True
-        return TaskExperimentManager(*manager_args, relabel=relabel, n_eval_tasks=args.eval_tasks, **manager_kwargs)
+        return TaskExperimentManager(
+            *manager_args,
+            relabel=relabel,
+            n_eval_tasks=args.eval_tasks,
+            small_search=args.search_space == "small",
+            heartbeat=args.heartbeat,
+            **manager_kwargs,
+        )
 
     try:
         relabel = check_arguments(args)
@@ -110,6 +111,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-tasks", type=int, default=20, metavar="N", help="tasks to evaluate on, --eval-episodes each (default: 20)"
     )
+    parser.add_argument(
+        "--search-space", default="default", help="what -optimize samples from: default, or small for trials of minutes"
+    )
+    parser.add_argument(
+        "--heartbeat",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="between two signs of life of a worker of a search; after two without one its trial is run again (default: 60)",
+    )
     return parser
 
 
@@ -128,8 +139,10 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigurationError(f"--gym-packages {module}: {error}") from error
     check_name("algorithm", args.algo, ALGOS)
     check_name("environment", args.env, gym.registry)
-    if args.eval_tasks < 1:
-        raise ConfigurationError(f"--eval-tasks must be at least 1, not {args.eval_tasks}.")
+    check_name("search space", args.search_space, ["default", "small"])
+    for name in ("eval_tasks", "heartbeat"):
+        if getattr(args, name) < 1:
+            raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
     return parse_relabel(args.relabel)
 
 

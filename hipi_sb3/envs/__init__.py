@@ -30,6 +30,14 @@ _ENVS: dict[str, dict[str, Any]] = {
         "max_episode_steps": 75,
         "kwargs": {"action_noise": 1.0, "radius": 0.3},
     },
+    "PointFourRoomsGrid-v0": {
+        "entry_point": "hipi_sb3.envs.point_discrete:make_point_four_rooms_grid",
+        "max_episode_steps": 75,
+    },
+    "PointFixedGoals-v0": {
+        "entry_point": "hipi_sb3.envs.point_discrete:make_point_fixed_goals",
+        "max_episode_steps": 30,
+    },
     "PointCorners-v0": {"entry_point": "hipi_sb3.envs.point:make_point_corners", "max_episode_steps": 100},
     "PointMassLinear-v0": {"entry_point": "hipi_sb3.envs.point_mass:make_point_mass_linear", "max_episode_steps": 100},
     # dm_control

@@ -1,0 +1,231 @@
+"""Strategies that look at trajectories and rewards, reuse of labels, and looking at what relabeling does."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from line_walk import GOALS, directions, goal_buffer, make_line_walk
+from numpy.testing import assert_array_equal
+
+from hipi_sb3 import HIPISAC, FiniteTasks, LinearReward
+from hipi_sb3.callbacks import RelabelSnapshotCallback
+from hipi_sb3.relabel import ApproximateIRL, Candidates, MaximumAdvantage, MaximumReward
+from hipi_sb3.relabel_batch import RelabelBatch
+
+TASKS = np.arange(3.0)[:, None]
+
+
+class GivenRows:
+    """Rows whose scores and returns are given."""
+
+    def __init__(self, returns: Any = None, recent: Any = None, **scores: Any) -> None:
+        self.returns, self.recent, self.by_name = returns, recent, {key: np.array(value) for key, value in scores.items()}
+        self.commanded = np.full((len(next(iter(self.by_name.values()))), 1), -1.0)
+
+    def candidates(self) -> Candidates:
+        return Candidates(TASKS, np.zeros(3))
+
+    def scores(self, tasks: np.ndarray, score: str | None = None) -> np.ndarray:
+        assert score is not None
+        return self.by_name[score]
+
+    def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
+        return np.array(self.returns)
+
+    def recent_returns(self, tasks: np.ndarray) -> np.ndarray:
+        return np.array(self.recent)
+
+
+def assign(strategy: Any, rows: Any, seed: int = 0) -> list[float]:
+    return strategy.assign(rows, np.random.default_rng(seed))[:, 0].tolist()
+
+
+def test_max_reward_takes_the_task_that_rewards_the_step_most() -> None:
+    rows = GivenRows(reward=[[0.0, 2.0, 1.0], [5.0, 2.0, 1.0]])
+    assert assign(MaximumReward(), rows) == [1, 0]
+
+
+def test_equal_rewards_are_broken_at_random() -> None:
+    rows = GivenRows(reward=np.zeros((3000, 3)))
+    counts = np.bincount(np.array(assign(MaximumReward(), rows), dtype=int), minlength=3)
+    assert np.all(np.abs(counts - 1000) < 5 * np.sqrt(3000 * 2 / 9))
+
+
+def test_advantage_takes_the_largest_advantage() -> None:
+    assert assign(MaximumAdvantage(), GivenRows(advantage=[[-3.0, -0.5, -1.0], [0.1, 0.0, -9.0]])) == [1, 0]
+
+
+def test_air_ranks_the_trajectory_among_recent_ones_not_by_its_return() -> None:
+    # Task 0 pays much to everybody, task 2 little to everybody but this trajectory.
+    recent = [[100.0, 0.0, 0.0], [300.0, 2.0, 0.1], [200.0, 1.0, 0.2]]
+    rows = GivenRows(returns=[[150.0, 1.5, 0.3]], recent=recent, advantage=[[0.0, 0.0, 0.0]])
+    assert assign(ApproximateIRL(), rows) == [2]
+
+
+def test_air_breaks_ties_by_advantage() -> None:
+    recent = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    rows = GivenRows(returns=[[2.0, 2.0, -1.0]] * 2, recent=recent, advantage=[[1.0, 2.0, 9.0], [2.0, 1.0, 9.0]])
+    assert assign(ApproximateIRL(), rows) == [1, 0]
+
+
+def test_air_keeps_the_commanded_task_until_an_episode_has_ended() -> None:
+    rows = GivenRows(returns=[[0.0] * 3], recent=np.zeros((0, 3)), advantage=[[0.0] * 3])
+    assert assign(ApproximateIRL(), rows) == [-1]
+
+
+def test_air_refuses_candidates_that_differ_from_row_to_row() -> None:
+    with pytest.raises(ValueError, match=r"ApproximateIRL.*differ from row to row"):
+        goal_buffer(strategy="air", candidates="future", log_partition="running")
+
+
+# -- returns from the buffer -----------------------------------------------------------------------------------------
+
+
+def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task() -> None:
+    """Against a plain loop over a real walk, with the ring buffer wrapped."""
+    env = make_line_walk(max_steps=6)
+    model = HIPISAC("MultiInputPolicy", env, buffer_size=40, learning_starts=1000, seed=1).learn(100)
+    buffer: Any = model.replay_buffer
+    at = (np.arange(40), np.zeros(40, dtype=int))
+    obs, next_obs = (
+        {key: value[at] for key, value in part.items()} for part in (buffer.observations, buffer.next_observations)
+    )
+    batch = RelabelBatch(buffer, at, obs, next_obs, np.arange(40), None)
+    tasks = np.array([[0.3], [-0.4], [0.9]], dtype=np.float32)
+
+    def loop(rows: list[int]) -> list[float]:
+        totals = []
+        for task in tasks:
+            total = 0.0
+            for row in rows:
+                total += float(GOALS.reward(buffer.features[row, 0], task))
+                if GOALS.terminated(buffer.features[row, 0], task):
+                    break
+            totals.append(total)
+        return totals
+
+    oldest = buffer.pos
+    order = [(oldest + k) % 40 for k in range(40)]
+    episodes: list[list[int]] = [[]]
+    for row in order:
+        episodes[-1].append(row)
+        if buffer.dones[row, 0]:
+            episodes.append([])
+    of_row = {row: episode for episode in episodes for row in episode}
+    found = batch.trajectory_returns(tasks)
+    for row in range(40):
+        np.testing.assert_allclose(found[row], loop(of_row[row]), rtol=1e-6)
+    whole = [episode for k, episode in enumerate(episodes) if episode and buffer.dones[episode[-1], 0] and k > 0]
+    recent = {tuple(values) for values in batch.recent_returns(tasks).round(4).tolist()}
+    assert {tuple(np.round(loop(episode), 4)) for episode in whole} <= recent
+
+
+# -- labels that are used several times ------------------------------------------------------------------------------
+
+
+def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
+    model = HIPISAC(
+        "MultiInputPolicy",
+        make_line_walk(),
+        learning_starts=50,
+        batch_size=32,
+        seed=0,
+        replay_buffer_kwargs={"label_reuse": 5, "relabel_prob": 0.5, "n_candidate_tasks": 4},
+    ).learn(60)
+    buffer: Any = model.replay_buffer
+    calls = []
+    original = buffer._relabel
+    buffer._relabel = lambda batch, n_uses=1: calls.append(len(batch.commanded)) or original(batch, n_uses)
+    for _ in range(100):
+        samples = buffer.sample(32)
+        tasks = samples.observations["task"].numpy()
+        assert_array_equal(tasks, samples.next_observations["task"].numpy())
+    # A pool of 4 batches' relabeled rows (64), each used five times: 320 uses at 16 a batch are 20 batches.
+    assert 4 <= len(calls) <= 6 and set(calls) == {64}
+
+
+def test_rows_with_reused_labels_are_judged_by_their_label() -> None:
+    model = HIPISAC(
+        "MultiInputPolicy",
+        make_line_walk(),
+        learning_starts=50,
+        seed=0,
+        replay_buffer_kwargs={"label_reuse": 3, "relabel_prob": 1.0, "n_candidate_tasks": 8},
+    ).learn(60)
+    samples: Any = model.replay_buffer.sample(200)  # type: ignore[union-attr]
+    # In this walk the feature is the position, the first entry of the next observation.
+    features, tasks = samples.next_observations["observation"][:, :1].numpy(), samples.observations["task"].numpy()
+    assert_array_equal(samples.rewards[:, 0].numpy(), GOALS.reward(features, tasks))
+    assert (samples.rewards == 0).any()
+
+
+def test_reuse_of_one_is_no_pool_and_zero_is_refused() -> None:
+    buffer = goal_buffer(label_reuse=1)
+    assert buffer._pool is None
+    with pytest.raises(ValueError, match="label_reuse must be at least 1"):
+        goal_buffer(label_reuse=0)
+
+
+# -- looking ---------------------------------------------------------------------------------------------------------
+
+
+def learned(folder: Path | None, env: gym.Env, **kwargs: Any) -> HIPISAC:
+    model = HIPISAC(
+        "MultiInputPolicy", env, learning_starts=20, batch_size=16, seed=0, policy_kwargs={"net_arch": [16]}, **kwargs
+    )
+    callback = None if folder is None else RelabelSnapshotCallback(folder, freq=30, batch_size=20)
+    return model.learn(70, callback=callback)
+
+
+def speed(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
+    return np.array([next_obs[0] - obs[0], float(np.dot(action, action)), next_obs[0]])
+
+
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "goals": (GOALS, {}),
+    "finite": (directions(), {"log_partition": "running"}),
+    "one-hot goals": (FiniteTasks(GOALS, [[-0.5], [0.5]]), {"log_partition": "sinkhorn"}),
+    "linear": (LinearReward([-1.0] * 3, [1.0] * 3, speed), {"temperature": "ess:4"}),
+    "HER": (GOALS, {"strategy": "future"}),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_snapshots_are_written_and_change_nothing_of_the_training(name: str, tmp_path: Path) -> None:
+    family, options = FAMILIES[name]
+    watched = learned(tmp_path, make_line_walk(family), replay_buffer_kwargs=options)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "relabel_30.npz",
+        "relabel_30.png",
+        "relabel_60.npz",
+        "relabel_60.png",
+    ]
+    with np.load(tmp_path / "relabel_60.npz") as arrays:
+        assert arrays["commanded"].shape == arrays["assigned"].shape == (20, family.task_dim)
+        if name != "HER":
+            assert arrays["effective_tasks"].shape == (20,)
+            assert arrays["steps"].tolist() == [30, 60]
+            assert len(arrays["log_partition"]) == len(arrays["candidates"])
+    alone = learned(None, make_line_walk(family), replay_buffer_kwargs=options)
+    for mine, theirs in zip(watched.policy.parameters(), alone.policy.parameters(), strict=True):
+        assert th.equal(mine, theirs)
+
+
+def test_a_preview_relabels_every_row_and_of_an_empty_buffer_is_refused() -> None:
+    buffer = goal_buffer(strategy="random", relabel_prob=0.1)
+    with pytest.raises(RuntimeError, match="empty"):
+        buffer.preview(3)
+    model = learned(None, make_line_walk(), replay_buffer_kwargs={"relabel_prob": 0.1})
+    batch = model.replay_buffer.preview(50)  # type: ignore[union-attr]
+    assert batch.assigned is not None and batch.assigned.shape == (50, 1)
+    assert np.mean(batch.assigned != batch.commanded) > 0.5
+
+
+def test_a_snapshot_of_another_buffer_is_refused(tmp_path: Path) -> None:
+    from stable_baselines3 import SAC
+
+    with pytest.raises(ValueError, match="needs a HIPIReplayBuffer, but the buffer is DictReplayBuffer"):
+        SAC("MultiInputPolicy", make_line_walk()).learn(1, callback=RelabelSnapshotCallback(tmp_path))
