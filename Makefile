@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-expensive bench format lint type
+.PHONY: help setup train test test-expensive bench search-postgres report format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
@@ -24,6 +24,8 @@ help:
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the learning tests, which train for minutes"
 	@echo "make bench           speed and memory of the buffer against those of stable-baselines3"
+	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
+	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
 	@echo "make format          sort imports and format"
 	@echo "make lint type       what CI checks before the tests"
 
@@ -40,6 +42,13 @@ test-expensive: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) benchmarks/core_speed.py $(ARGS)
+
+search-postgres: $(STAMP)
+	$(BIN)/python -c 'import psycopg' 2> /dev/null || $(BIN)/pip install -c $(VENV)/constraints.txt 'psycopg[binary]'
+	$(RUN) zoo/search_postgres.py -- $(or $(ARGS),-n 1000 --search-space small)
+
+report: $(STAMP)
+	$(RUN) zoo/report.py $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --select I --fix .

@@ -22,10 +22,15 @@ EXTRAS = {
         "pandas>=2.2,<3",
         "requests",
         "matplotlib>=3.8",
+        "imageio>=2.30",
+        "imageio-ffmpeg>=0.5",
         "pyyaml>=6",
         "rich",
         "tqdm",
     ],
+    # Searches over many machines, and benchmarks on a cluster
+    "postgres": ["psycopg[binary]>=3.1"],
+    "ray": ["ray>=2.40"],
     # Comparisons of many runs, and datasets
     "benchmark": ["rliable>=1.2", "pandas>=2.2,<3", "matplotlib>=3.8", "pyarrow", "minari>=0.5", "h5py"],
     "dev": [

@@ -4,7 +4,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -14,129 +13,18 @@ from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.dqn.policies import QNetwork
-from stable_baselines3.sac.policies import Actor
-from torch import nn
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from hipi_sb3.bc_policy import TaskConditionedBCPolicy
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.labels import Labels, TrajectoryLabeler
-from hipi_sb3.layout import TaskLayout, each
+from hipi_sb3.layout import each, gather
 from hipi_sb3.log_partition import LogPartition
+from hipi_sb3.minibatches import Minibatch, minibatches, updates_per_epoch
 from hipi_sb3.relabel import Strategy, sample_rows
 from hipi_sb3.trajectories import TrajectoryDataset, show_progress
 
 SelfHIPIBC = TypeVar("SelfHIPIBC", bound="HIPIBC")
-
-#: Scaled actions are cloned inside these bounds: tanh reaches its limits nowhere, and the likelihood of an action on the bound
-#: would be all that counts.
-MAX_ACTION = 0.999
-
-#: Steps that are in memory at a time, and steps that are read from the data set in one piece.
-WINDOW_STEPS = 1 << 18
-PIECE_STEPS = 1 << 12
-
-
-class TaskConditionedBCPolicy(BasePolicy):
-    """
-    pi(a | s, psi), to be cloned: SAC's actor (a squashed Gaussian) for Box actions, a categorical for Discrete ones.
-
-    :param observation_space: observation space, with the task
-    :param action_space: action space
-    :param lr_schedule: learning rate schedule
-    :param net_arch: units of the hidden layers
-    :param activation_fn: activation function
-    :param log_std_min: least log standard deviation in the likelihood. Actions of a deterministic policy would otherwise drive
-        it down for ever, and with it the learning of everything else
-    :param features_extractor_class: features extractor; that of stable-baselines3 for Dict or flat observations if None
-    :param features_extractor_kwargs: its arguments
-    :param normalize_images: whether images are divided by 255
-    :param optimizer_class: optimizer
-    :param optimizer_kwargs: its arguments, the learning rate excepted
-    """
-
-    actor: Any  # Actor, or QNetwork whose values are the logits
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        log_std_min: float = -4.0,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        if features_extractor_class is None:
-            features_extractor_class = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
-        self.is_discrete = isinstance(action_space, spaces.Discrete)
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor_class,
-            features_extractor_kwargs,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-            squash_output=not self.is_discrete,
-        )
-        self.net_arch = [256, 256] if net_arch is None else net_arch
-        self.activation_fn = activation_fn
-        self.log_std_min = log_std_min
-        network = self._update_features_extractor(
-            {
-                "observation_space": observation_space,
-                "action_space": action_space,
-                "net_arch": self.net_arch,
-                "activation_fn": activation_fn,
-                "normalize_images": normalize_images,
-            }
-        )
-        self.actor = QNetwork(**network) if self.is_discrete else Actor(**network)
-        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
-
-    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """
-        log pi(a | s, psi).
-
-        :param obs: observations with tasks, (batch_size, ...)
-        :param actions: actions, (batch_size, action_dim), scaled to [-1, 1], or (batch_size,) if discrete
-        :return: log-likelihood, (batch_size,)
-        """
-        if self.is_discrete:
-            return th.log_softmax(self.actor(obs), dim=1).gather(1, actions.long()[:, None])[:, 0]  # over actions
-        mean, log_std, _ = self.actor.get_action_dist_params(obs)
-        distribution = self.actor.action_dist.proba_distribution(mean, log_std.clamp(min=self.log_std_min))
-        return distribution.log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION))
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self._predict(obs, deterministic)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if not self.is_discrete:
-            return self.actor(observation, deterministic)
-        logits = self.actor(observation)
-        if deterministic:
-            return logits.argmax(dim=1)
-        return th.distributions.Categorical(logits=logits).sample()
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            **super()._get_constructor_parameters(),
-            "net_arch": self.net_arch,
-            "activation_fn": self.activation_fn,
-            "log_std_min": self.log_std_min,
-            "lr_schedule": self._dummy_schedule,
-            "features_extractor_class": self.features_extractor_class,
-            "features_extractor_kwargs": self.features_extractor_kwargs,
-            "optimizer_class": self.optimizer_class,
-            "optimizer_kwargs": self.optimizer_kwargs,
-        }
 
 
 class HIPIBC(OffPolicyAlgorithm):
@@ -253,7 +141,7 @@ class HIPIBC(OffPolicyAlgorithm):
         if _init_setup_model and env is not None:
             self._setup_model()
 
-    # -- online ----------------------------------------------------------------------------------------------------------
+    # -- online -------------------------------------------------------------------------------------------------------
 
     def learn(
         self: SelfHIPIBC,
@@ -286,7 +174,7 @@ class HIPIBC(OffPolicyAlgorithm):
         labels = self.labeler(dataset, rng)
         seed = int(rng.integers(2**31))
         self._log_labels(labels)
-        losses = []
+        losses: list[float] = []
         epoch = 0
         while len(losses) < gradient_steps:
             for minibatch in minibatches(dataset, labels, batch_size, seed, epoch):
@@ -296,7 +184,7 @@ class HIPIBC(OffPolicyAlgorithm):
             epoch += 1
         self.logger.record("train/loss", np.mean(losses))
 
-    # -- offline ---------------------------------------------------------------------------------------------------------
+    # -- offline ------------------------------------------------------------------------------------------------------
 
     def fit(
         self: SelfHIPIBC,
@@ -355,6 +243,9 @@ class HIPIBC(OffPolicyAlgorithm):
         callback = self._init_callback(callback)
         callback.on_training_start(locals(), globals())
         self.policy.set_training_mode(True)
+        # For callbacks that look at the environments: no episode ends while cloning.
+        dones = np.zeros(self.n_envs, dtype=bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.n_envs)]
         start, first = time.perf_counter(), self.num_timesteps
         losses: list[float] = []
         with show_progress(total * self.batch_size, "cloning", progress_bar) as done:
@@ -382,7 +273,7 @@ class HIPIBC(OffPolicyAlgorithm):
 
     def _minibatches(
         self, dataset: TrajectoryDataset, labels: Labels, seed: int, per_epoch: int, total: int
-    ) -> Iterator["Minibatch"]:
+    ) -> Iterator[Minibatch]:
         """Minibatches from where the training stands to its end."""
         while self.num_timesteps < total:
             epoch, skip = divmod(self.num_timesteps, per_epoch)
@@ -392,9 +283,9 @@ class HIPIBC(OffPolicyAlgorithm):
                 if self.num_timesteps == total:
                     return
 
-    # -- one minibatch ---------------------------------------------------------------------------------------------------
+    # -- one minibatch ------------------------------------------------------------------------------------------------
 
-    def loss(self, minibatch: "Minibatch", labels: Labels) -> th.Tensor:
+    def loss(self, minibatch: Minibatch, labels: Labels) -> th.Tensor:
         """
         Mean over steps of -sum_k q(psi_k | tau) log pi(a | s, psi_k).
 
@@ -412,12 +303,10 @@ class HIPIBC(OffPolicyAlgorithm):
             weights = one
         # A pair for each label that counts: (batch_size, n_labels) -> (n_pairs,).
         step, label = np.nonzero(weights > 1e-6)
-        obs: Any = {"observation": minibatch.observations[step]}
         tasks = labels.tasks[columns[step, label]]
-        if isinstance(self.observation_space, spaces.Dict):
-            obs["task"] = tasks
-        else:
-            obs = np.concatenate([obs["observation"], tasks], axis=1)
+        obs = minibatch.dataset.with_tasks(
+            gather(minibatch.observations, step), tasks, flat=not isinstance(self.observation_space, spaces.Dict)
+        )
         if self._vec_normalize_env is not None:
             obs = self._vec_normalize_env.normalize_obs(obs)
         actions = minibatch.actions
@@ -427,7 +316,7 @@ class HIPIBC(OffPolicyAlgorithm):
         log_prob = self.policy.log_prob(each(obs, to_torch), to_torch(actions[step]))
         return -(to_torch(weights[step, label]) * log_prob).sum() / len(weights)
 
-    def _update(self, minibatch: "Minibatch", labels: Labels) -> float:
+    def _update(self, minibatch: Minibatch, labels: Labels) -> float:
         self._update_learning_rate(self.policy.optimizer)
         loss = self.loss(minibatch, labels)
         self.policy.optimizer.zero_grad()
@@ -440,7 +329,7 @@ class HIPIBC(OffPolicyAlgorithm):
         for key, value in labels.diagnostics.items():
             self.logger.record(f"label/{key}", float(value))
 
-    # -- setting up, saving, resuming ------------------------------------------------------------------------------------
+    # -- setting up, saving, resuming ---------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
@@ -450,15 +339,15 @@ class HIPIBC(OffPolicyAlgorithm):
     def _take_spaces(self, dataset: TrajectoryDataset) -> None:
         """Build the networks for a data set, or check that it fits those there are."""
         if not hasattr(self, "observation_space"):
-            self.observation_space = dataset.task_observation_space(self.is_flat)
+            self.observation_space = dataset.task_space(self.is_flat)
             self.action_space = dataset.action_space
             self.n_envs = 1
             self._setup_model()
         flat = not isinstance(self.observation_space, spaces.Dict)
-        theirs = {"observation": dataset.task_observation_space(flat), "action": dataset.action_space}
+        theirs = {"observation": dataset.task_space(flat), "action": dataset.action_space}
         for name, space in theirs.items():
             mine = getattr(self, f"{name}_space")
-            if mine != space:
+            if not _same_space(mine, space, dataset.family.task_key):
                 raise ValueError(
                     f"The {name} space of the policy is {mine}, that of the data set (with the task) is {space}. Build a new "
                     "HIPIBC for this data set, or wrap the environment as it was when the data were recorded."
@@ -497,77 +386,18 @@ class HIPIBC(OffPolicyAlgorithm):
         th.set_rng_state(state["torch_rng"].cpu())
 
 
-@dataclass(frozen=True)
-class Minibatch:
-    """
-    Some steps of a data set.
-
-    :param steps: their indices, (batch_size,)
-    :param observations: observations, (batch_size, ...)
-    :param actions: actions, (batch_size, ...)
-    :param rng: random generator, for whatever is drawn for this minibatch
-    """
-
-    steps: np.ndarray
-    observations: np.ndarray
-    actions: np.ndarray
-    rng: np.random.Generator
-
-
-def updates_per_epoch(n_steps: int, batch_size: int) -> int:
-    """Minibatches of an epoch: an incomplete one at its end is left out, unless it is the only one."""
-    return max(1, n_steps // batch_size)
-
-
-def minibatches(dataset: TrajectoryDataset, labels: Labels, batch_size: int, seed: int, epoch: int) -> Iterator[Minibatch]:
-    """
-    Go through the labeled steps once, in random order.
-
-    The data set is read in contiguous pieces, in random order. A window of them is in memory at a time and shuffled: a small
-    data set is shuffled completely, and of a large one no more than a window is ever loaded.
-
-    :param dataset: trajectories
-    :param labels: its labels; steps without any are left out
-    :param batch_size: steps of a minibatch
-    :param seed: seed
-    :param epoch: number of the epoch; with the seed it decides the order
-    :return: minibatches
-    """
-    rng = np.random.default_rng([seed, 1, epoch])
-    pieces = rng.permutation(-(-dataset.n_steps // PIECE_STEPS))
-    per_window = WINDOW_STEPS // PIECE_STEPS
-    n_left = updates_per_epoch(int(labels.n_steps.sum()), batch_size)
-    number = 0
-    rest: list[np.ndarray] = []
-    for first in range(0, len(pieces), per_window):
-        loaded = [_load_piece(dataset, labels, int(piece)) for piece in pieces[first : first + per_window]]
-        steps, observations, actions = (
-            np.concatenate([*rest[index : index + 1], *(piece[index] for piece in loaded)]) for index in range(3)
-        )
-        order = rng.permutation(len(steps))
-        is_last = first + per_window >= len(pieces)
-        begin = 0
-        while begin + batch_size <= len(order) or (is_last and number < n_left):
-            some = order[begin : begin + batch_size]
-            yield Minibatch(steps[some], observations[some], actions[some], np.random.default_rng([seed, 2, epoch, number]))
-            begin += batch_size
-            number += 1
-        remaining = order[begin:]
-        rest = [steps[remaining], observations[remaining], actions[remaining]]
-
-
-def _load_piece(dataset: TrajectoryDataset, labels: Labels, piece: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps of a piece that have labels, with their observations and actions."""
-    begin, end = piece * PIECE_STEPS, min((piece + 1) * PIECE_STEPS, dataset.n_steps)
-    steps = np.arange(begin, end)
-    rows = labels.segments.row_of(steps)
-    counts = steps - labels.segments.start[rows] < labels.n_steps[rows]
-    return steps[counts], dataset.observations[begin:end][counts], dataset.actions[begin:end][counts]
+def _same_space(mine: spaces.Space, theirs: spaces.Space, task_key: str) -> bool:
+    """Whether two spaces are the same; of the goals of a GoalEnv only the shape counts, their space is often unbounded."""
+    if not isinstance(mine, spaces.Dict) or not isinstance(theirs, spaces.Dict):
+        return mine == theirs
+    return mine.keys() == theirs.keys() and all(
+        mine[key].shape == theirs[key].shape and (key == task_key or mine[key] == theirs[key]) for key in mine
+    )
 
 
 def _fingerprint(labels: Labels, batch_size: int, expectation: bool) -> int:
     """A number that tells trainings apart: what is cloned, for which tasks, in which portions."""
     value = zlib.crc32(f"{batch_size} {expectation}".encode())
     for array in (labels.segments.start, labels.segments.length, labels.tasks, labels.columns, labels.weights, labels.ends):
-        value = zlib.crc32(np.ascontiguousarray(array), value)
+        value = zlib.crc32(array.tobytes(), value)
     return value

@@ -322,7 +322,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         if not fits:
             raise ValueError(
                 f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
-                f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. Use MultiTaskWrapper."
+                f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
+                "Use MultiTaskWrapper."
             )
         sampler = CandidateSampler(family, self.candidates, self.n_candidate_tasks)
         log_partition = self.inference.log_partition
@@ -659,7 +660,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         for key, value in values.items():
             logger.record_mean(f"relabel/{key}", float(value))
 
-    # -- copies and files ------------------------------------------------------------------------------------------------
+    # -- copies and files ---------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the algorithm and its environment, and without the rows that were never written."""

@@ -37,9 +37,9 @@ class GoalEnvTasks(TaskFamily):
     task_key = "desired_goal"
     features_key = "achieved_goal"
     reward_remedy = (
-        "Its reward depends on something else than achieved_goal and desired_goal (the action, or a setting that was changed "
-        "after the environment was made), which cannot be relabeled. Put that into wrappers around MultiTaskWrapper, or write a "
-        "task family with the features that it needs."
+        "The environment's reward depends on something else than achieved_goal and desired_goal (the action, or a setting "
+        "that was changed after it was made), which is not known when a row is relabeled. Write a task family with the "
+        "features that it needs."
     )
 
     def __init__(self, env: gym.Env | EnvSpec | bytes) -> None:
@@ -153,8 +153,8 @@ class GoalEnvTasks(TaskFamily):
         if env.norm_obs and keys and np.isfinite(env.clip_obs):
             raise ValueError(
                 f"VecNormalize clips {' and '.join(sorted(keys))} at {env.clip_obs} standard deviations. Relabeled goals lie "
-                "where no commanded goal was, and those that are cut off look alike to the policy. Leave the goals as they are, "
-                'VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
+                "where no commanded goal was, and those that are cut off look alike to the policy. Leave the goals as they "
+                'are, VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
             )
 
     def _reset_goals(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,7 @@ def _recipe_of(env: gym.Env) -> EnvSpec | bytes:
 
 
 def _goal_box(desired: spaces.Box, seen: np.ndarray) -> spaces.Box:
-    """The space of the goals, and where it has no bounds the range of those that were seen, (n, 2, goal_dim), and half more."""
+    """The space of the goals; where it has no bounds, the range of those that were seen, (n, 2, goal_dim), and half more."""
     flat = seen.reshape(-1, seen.shape[-1])
     low, high = flat.min(axis=0), flat.max(axis=0)
     margin = 0.5 * np.maximum(high - low, 0.1 * np.max(high - low) + 1e-6)
@@ -245,5 +245,5 @@ def _probe_pairs(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sizes = span * 10.0 ** rng.uniform(-3, 0.5, size=(len(desired), 1))
     achieved = desired + sizes * rng.standard_normal(desired.shape)
     achieved[0] = desired[0]
-    achieved[1 :: 4], desired[1 :: 4] = seen[:, 0], seen[:, 1]
+    achieved[1::4], desired[1::4] = seen[:, 0], seen[:, 1]
     return achieved, desired

@@ -22,7 +22,7 @@ from hipi_sb3.names import lookup
 MIN_TEMPERATURE = 1e-8
 
 
-# -- the posterior -------------------------------------------------------------------------------------------------------
+# -- the posterior ----------------------------------------------------------------------------------------------------
 
 
 def task_posterior(
@@ -228,7 +228,7 @@ def sample_rows(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarr
     return np.minimum(np.sum(cumulative <= threshold, axis=1), probabilities.shape[1] - 1)
 
 
-# -- strategies ------------------------------------------------------------------------------------------------------------
+# -- strategies -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

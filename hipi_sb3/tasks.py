@@ -75,7 +75,7 @@ class TaskFamily(ABC):
         """Whether :meth:`achieved` is defined, that is, whether hindsight goals (HER) exist for this family."""
         return type(self).achieved is not TaskFamily.achieved
 
-    # -- the prior p(psi) ------------------------------------------------------------------------------------------------
+    # -- the prior p(psi) ---------------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator | np.random.RandomState, n: int) -> np.ndarray:
         """
@@ -103,7 +103,7 @@ class TaskFamily(ABC):
         inside = np.all((tasks >= low) & (tasks <= high), axis=-1)
         return np.where(inside, -np.sum(np.log(high.astype(np.float64) - low)), -np.inf)
 
-    # -- what happened ---------------------------------------------------------------------------------------------------
+    # -- what happened ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
@@ -119,7 +119,7 @@ class TaskFamily(ABC):
         :return: phi(s, a, s'), (feature_dim,)
         """
 
-    # -- what it is worth ------------------------------------------------------------------------------------------------
+    # -- what it is worth ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ class TaskFamily(ABC):
         """
         return None
 
-    # -- checks ----------------------------------------------------------------------------------------------------------
+    # -- checks -------------------------------------------------------------------------------------------------------
 
     def check_task(self, task: Any) -> np.ndarray:
         """
@@ -225,7 +225,7 @@ class TaskFamily(ABC):
                     )
 
 
-# -- goals ---------------------------------------------------------------------------------------------------------------
+# -- goals ------------------------------------------------------------------------------------------------------------
 
 
 class GoalReaching(TaskFamily):
@@ -338,7 +338,7 @@ class GoalMargin(TaskFamily):
         return _squared_distance(features, tasks[..., : self.goal_dim]) <= tasks[..., self.goal_dim] ** 2
 
 
-# -- finite sets ---------------------------------------------------------------------------------------------------------
+# -- finite sets ------------------------------------------------------------------------------------------------------
 
 
 class DiscreteTasks(TaskFamily):
@@ -435,7 +435,7 @@ class FiniteTasks(TaskFamily):
         return self.parameters[np.argmax(tasks, axis=-1)]
 
 
-# -- weights and set points ------------------------------------------------------------------------------------------------
+# -- weights and set points -------------------------------------------------------------------------------------------
 
 
 class LinearReward(TaskFamily):
@@ -456,7 +456,7 @@ class LinearReward(TaskFamily):
         return self.feature_fn(env, obs, action, next_obs, reward, info)
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return np.sum(np.asarray(features) * np.asarray(tasks, dtype=np.float32), axis=-1)
+        return weighted_sum(features, tasks)
 
 
 class TargetVelocity(TaskFamily):
@@ -482,6 +482,7 @@ class TargetVelocity(TaskFamily):
         super().__init__(_box([low], [high]), feature_dim=2)
         self.velocity = velocity
         self.action_cost = float(action_cost)
+        self._cost = np.float32(action_cost)
         self.tolerance = float(tolerance)
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
@@ -494,19 +495,25 @@ class TargetVelocity(TaskFamily):
             velocity = info[self.velocity]
         else:
             velocity = self.velocity(env, obs, action, next_obs, reward, info)
-        return np.array([np.asarray(velocity).item(), np.dot(action, action)], dtype=np.float32)
+        return np.array([np.asarray(velocity).item(), float(np.dot(action, action))], dtype=np.float32)
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return -self._error(features, tasks) - np.float32(self.action_cost) * np.asarray(features)[..., 1]
+        features = np.asarray(features)
+        effort = features[1] if features.ndim == 1 else features[..., 1]
+        return -self._error(features, tasks) - self._cost * effort
 
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
         return self._error(features, tasks) <= self.tolerance
 
     def _error(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return np.abs(np.asarray(features)[..., 0] - np.asarray(tasks, dtype=np.float32)[..., 0])
+        # The same float32 arithmetic for one step (scalars, which are fast) and for a batch.
+        features, tasks = np.asarray(features), np.asarray(tasks, dtype=np.float32)
+        if features.ndim == tasks.ndim == 1:
+            return abs(features[0] - tasks[0])
+        return np.abs(features[..., 0] - tasks[..., 0])
 
 
-# -- anything else -------------------------------------------------------------------------------------------------------
+# -- anything else ----------------------------------------------------------------------------------------------------
 
 
 class CallableTasks(TaskFamily):
@@ -584,7 +591,7 @@ class CallableTasks(TaskFamily):
         return None if self.success_fn is None else self.success_fn(features, tasks)
 
 
-# -- shared arithmetic -----------------------------------------------------------------------------------------------------
+# -- shared arithmetic ------------------------------------------------------------------------------------------------
 
 
 def _box(low: Any, high: Any) -> spaces.Box:
@@ -617,17 +624,30 @@ def _of_set(tasks: np.ndarray, members: np.ndarray, values: np.ndarray) -> np.nd
 def _choose(functions: Sequence[Callable[[np.ndarray], np.ndarray]], features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """Value of the function that each one-hot task names: features (..., feature_dim), tasks (..., K) -> (...,)."""
     features = np.asarray(features)
-    values = np.stack([function(features) for function in functions], axis=-1)  # (..., K)
     index = np.argmax(tasks, axis=-1)
+    if features.ndim == np.ndim(tasks) == 1:
+        return functions[index](features)  # one step asks for one
+    values = np.stack([function(features) for function in functions], axis=-1)  # (..., K)
     shape = np.broadcast_shapes(values.shape[:-1], index.shape)
     values = np.broadcast_to(values, (*shape, len(functions)))
     return np.take_along_axis(values, np.broadcast_to(index, shape)[..., None], axis=-1)[..., 0]
 
 
+def weighted_sum(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    Multiply and add up the last axis, in float32 as stored.
+
+    :param features: features, (..., d)
+    :param weights: weights, (..., d)
+    :return: sums, (...,)
+    """
+    return np.add.reduce(np.asarray(features) * np.asarray(weights, dtype=np.float32), -1)
+
+
 def _squared_distance(features: np.ndarray, goals: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance over the last axis, in float32 as stored: (..., d), (..., d) -> (...,)."""
     difference = np.asarray(features, dtype=np.float32) - np.asarray(goals, dtype=np.float32)
-    return np.einsum("...i,...i->...", difference, difference)
+    return np.add.reduce(difference * difference, axis=-1)
 
 
 def _position(position: Sequence[int] | FeatureFn | None, goal_dim: int) -> np.ndarray | FeatureFn:

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.layout import gather
 from hipi_sb3.tasks import TaskFamily
 
 #: Steps that are read at a time.
 BLOCK_STEPS = 1 << 14
 
-#: A data set from Minari that is larger (bytes) goes to a folder instead of memory.
-_MAX_MEMORY = 1 << 30
+#: A data set from Minari that is larger goes to a temporary folder instead of memory.
+MAX_STEPS_IN_MEMORY = 2_000_000
 
 _SPACES_FILE = "spaces.json"
 
@@ -38,7 +38,7 @@ class TrajectoryDataset:
     :param family: the tasks
     :param observation_space: space of the observations, without a task
     :param action_space: space of the actions, ``Box`` or ``Discrete``
-    :param observations: observations before each step, (n_steps, ...)
+    :param observations: observations before each step, (n_steps, ...), or a dict of such
     :param actions: actions in the units of the environment, (n_steps, action_dim), or (n_steps,) for ``Discrete``
     :param features: features of each step, (n_steps, feature_dim)
     :param lengths: steps of each trajectory, in the order of the arrays, (n_trajectories,)
@@ -53,7 +53,7 @@ class TrajectoryDataset:
         family: TaskFamily,
         observation_space: spaces.Space,
         action_space: spaces.Space,
-        observations: np.ndarray,
+        observations: Any,
         actions: np.ndarray,
         features: np.ndarray,
         lengths: np.ndarray,
@@ -78,18 +78,18 @@ class TrajectoryDataset:
             raise ValueError("TrajectoryDataset: there must be at least one trajectory, and none without steps.")
         n_steps = int(self.lengths.sum())
         expected: dict[str, tuple[int, ...]] = {
-            "observations": (n_steps, *(observation_space.shape or ())),
+            **{name: (n_steps, *(space.shape or ())) for name, space in _named("observations", observation_space).items()},
             "actions": (n_steps, *(action_space.shape or ())),
             "features": (n_steps, family.feature_dim),
             "env_terminated": (n_trajectories,),
         }
         if self.tasks is not None:
             expected["tasks"] = (n_trajectories, family.task_dim)
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
+        for name, array in (self.arrays() | self._small_arrays()).items():
+            if name != "lengths" and array.shape != expected.get(name):
                 raise ValueError(
-                    f"TrajectoryDataset: {name} must have shape {shape} for {n_trajectories} trajectories of {n_steps} steps in "
-                    f"all, {observation_space} and {type(family).__name__}, not {getattr(self, name).shape}."
+                    f"TrajectoryDataset: {name} must have shape {expected.get(name)} for {n_trajectories} trajectories of "
+                    f"{n_steps} steps in all, {observation_space} and {type(family).__name__}, not {array.shape}."
                 )
         #: Index of the first step of each trajectory, (n_trajectories,).
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -105,7 +105,11 @@ class TrajectoryDataset:
         """Number of trajectories."""
         return len(self.lengths)
 
-    def task_observation_space(self, flat: bool = False) -> spaces.Space:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The long arrays by name, (n_steps, ...) each; a Dict observation has one a key, ``observations.key``."""
+        return {**_named("observations", self.observations), "actions": self.actions, "features": self.features}
+
+    def task_space(self, flat: bool = False) -> spaces.Space:
         """
         Space of the observations that a policy sees, as :class:`~hipi_sb3.wrappers.MultiTaskWrapper` makes it.
 
@@ -114,10 +118,26 @@ class TrajectoryDataset:
         """
         inner, tasks = self.observation_space, self.family.task_space
         if not flat:
-            return spaces.Dict({"observation": inner, "task": tasks})
-        assert isinstance(inner, spaces.Box), "A flat observation needs a Box."
+            parts = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
+            return spaces.Dict({**parts, self.family.task_key: tasks})
+        if not isinstance(inner, spaces.Box):
+            raise ValueError(f"A flat observation needs a Box, not {inner}. Use MultiInputPolicy.")
         low, high = (np.concatenate(pair).astype(np.float32) for pair in ((inner.low, tasks.low), (inner.high, tasks.high)))
         return spaces.Box(low, high, dtype=np.float32)
+
+    def with_tasks(self, observations: Any, tasks: np.ndarray, flat: bool = False) -> Any:
+        """
+        Observations as a policy sees them.
+
+        :param observations: observations of the data set, (n, ...) or a dict of such
+        :param tasks: tasks, (n, task_dim)
+        :param flat: as in :meth:`task_space`
+        :return: observations of that space
+        """
+        if flat:
+            return np.concatenate([observations, tasks], axis=1)
+        parts = observations if isinstance(observations, dict) else {"observation": observations}
+        return {**parts, self.family.task_key: tasks}
 
     def position_of(self, step: int) -> str:
         """
@@ -138,8 +158,8 @@ class TrajectoryDataset:
         """
         for first in range(0, self.n_steps, BLOCK_STEPS):
             block = slice(first, first + BLOCK_STEPS)
-            for name in ("observations", "actions", "features"):
-                array = getattr(self, name)[block]
+            for name, array in self.arrays().items():
+                array = array[block]
                 if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
                     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
                     step = int(np.argmax(bad))
@@ -149,7 +169,7 @@ class TrajectoryDataset:
                     )
             done(len(self.features[block]))
 
-    # -- where they come from --------------------------------------------------------------------------------------------
+    # -- where they come from -----------------------------------------------------------------------------------------
 
     @classmethod
     def from_buffer(cls, buffer: HIPIReplayBuffer) -> "TrajectoryDataset":
@@ -170,14 +190,14 @@ class TrajectoryDataset:
         starts = np.flatnonzero(is_first)
         ends = np.append(starts[1:], len(is_first)) - 1
         space, action_space = buffer.observation_space, buffer.action_space
+        observations, inner = gather(buffer.observations, at), space
+        tasks = layout.get(observations)[starts]
         if isinstance(space, spaces.Dict):
-            inner, observations = space["observation"], buffer.observations["observation"][at]
-            tasks = buffer.observations["task"][at][starts]
+            observations, inner = without_task(observations, layout.key), without_task(space, layout.key)
         else:
             assert isinstance(space, spaces.Box)
             inner = spaces.Box(space.low[: -family.task_dim], space.high[: -family.task_dim], dtype=np.float32)
-            flat = buffer.observations[at]
-            observations, tasks = flat[:, : -family.task_dim], layout.get(flat[starts])
+            observations = observations[:, : -family.task_dim]
         actions = buffer.actions[at].reshape(len(is_first), *(action_space.shape or ()))
         if isinstance(action_space, spaces.Box):
             # stable-baselines3 stores actions scaled to [-1, 1].
@@ -204,7 +224,7 @@ class TrajectoryDataset:
         :param kwargs: as in :meth:`from_npz` or :meth:`from_minari`
         :return: data set
         """
-        is_arrays = Path(path).suffix == ".npz" or (Path(path) / "observations.npy").is_file()
+        is_arrays = Path(path).suffix == ".npz" or (Path(path) / "lengths.npy").is_file()
         return cls.from_npz(path, family, **kwargs) if is_arrays else cls.from_minari(path, family, **kwargs)
 
     @classmethod
@@ -218,9 +238,10 @@ class TrajectoryDataset:
         """
         Read a ``.npz`` file, or a folder with a ``.npy`` file an array. A folder is mapped into memory, not loaded.
 
-        Arrays: ``observations``, ``actions``, ``lengths`` and ``features``, and where they are known ``tasks`` and
-        ``env_terminated``, as in the constructor. ``features`` may be missing where ``next_observations`` (n_steps, ...) say
-        enough for the family; ``rewards`` (n_steps, ...), those of the environment, are then passed to it too.
+        Arrays: ``observations`` (of a Dict, one a key: ``observations.key``), ``actions``, ``lengths`` and ``features``, and
+        where they are known ``tasks`` and ``env_terminated``, as in the constructor. ``features`` may be missing where
+        ``next_observations`` (n_steps, ...) say enough for the family; ``rewards`` (n_steps, ...), those of the environment,
+        are then passed to it too.
 
         :param path: file or folder
         :param family: the tasks
@@ -243,26 +264,25 @@ class TrajectoryDataset:
         action_space = action_space or stored.get("action")
         if observation_space is None or action_space is None:
             raise ValueError(f"{path} does not say its spaces. Pass observation_space=... and action_space=...")
+        for prefix in ("observations", "next_observations"):
+            parts = {name.partition(".")[2]: arrays.pop(name) for name in list(arrays) if name.startswith(f"{prefix}.")}
+            arrays |= {prefix: parts} if parts else {}
         missing = [name for name in ("observations", "actions", "lengths") if name not in arrays]
         if missing or not {"features", "next_observations"} & arrays.keys():
             wanted = missing or ["features (or next_observations)"]
             raise ValueError(f"{path} has no {', '.join(wanted)}, only {', '.join(sorted(arrays))}.")
         if "features" not in arrays:
-            rewards = arrays.get("rewards")
+            from hipi_sb3.recordings import compute_features
+
             arrays["features"] = compute_features(
-                family, arrays["observations"], arrays["actions"], arrays["next_observations"], rewards
+                family, arrays["observations"], arrays["actions"], arrays["next_observations"], arrays.get("rewards")
             )
         names = ("observations", "actions", "features", "lengths", "tasks", "env_terminated")
         return cls(family, observation_space, action_space, **{name: arrays.get(name) for name in names})  # type: ignore[arg-type]
 
     @classmethod
     def from_minari(
-        cls,
-        dataset: Any,
-        family: TaskFamily,
-        key: str = "observation",
-        folder: str | Path | None = None,
-        progress_bar: bool = False,
+        cls, dataset: Any, family: TaskFamily, folder: str | Path | None = None, progress_bar: bool = False
     ) -> "TrajectoryDataset":
         """
         Read a Minari data set, an episode at a time.
@@ -272,66 +292,20 @@ class TrajectoryDataset:
 
         :param dataset: id of a local data set, path of one, or ``minari.MinariDataset``
         :param family: the tasks
-        :param key: the entry of a Dict observation that the policy sees
-        :param folder: where the arrays are written; they stay in memory if None and there are few
+        :param folder: where the arrays are written; if None, they stay in memory where there are few
         :param progress_bar: whether to show one
         :return: data set
         :raises ValueError: when the family needs the simulator
         """
-        source = _open_minari(dataset)
-        space = source.observation_space
-        is_dict = isinstance(space, spaces.Dict)
-        if is_dict and key not in space.spaces:
-            raise ValueError(f"The observations of {source.id} have no {key!r}, only {list(space.spaces)}. Pass key=...")
-        inner = space[key] if is_dict else space
-        lengths = [int(data["total_steps"]) for data in source.storage.get_episode_metadata(source.episode_indices)]
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "observations": (inner.shape, np.float32 if inner.dtype == np.float64 else inner.dtype),
-            "actions": (source.action_space.shape, source.action_space.dtype),
-            "features": ((family.feature_dim,), np.float32),
-        }
-        n_bytes = sum(lengths) * sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-        temporary = tempfile.TemporaryDirectory() if folder is None and n_bytes > _MAX_MEMORY else None
-        folder = temporary.name if temporary is not None else folder
-        arrays = {name: _allocate(folder, name, (sum(lengths), *shape), dtype) for name, (shape, dtype) in shapes.items()}
-        tasks, env_terminated = [], []
-        first = 0
-        with show_progress(sum(lengths), "reading", progress_bar) as done:
-            for number, episode in enumerate(source.iterate_episodes()):
-                n = len(episode)
-                steps = slice(first, first + n)
-                observations = episode.observations[key] if is_dict else episode.observations
-                arrays["observations"][steps] = observations[:n]
-                arrays["actions"][steps] = episode.actions
-                infos = _infos(episode.infos, n)
-                try:
-                    arrays["features"][steps] = (
-                        infos["task_features"]
-                        if "task_features" in infos
-                        else compute_features(
-                            family, observations[:n], episode.actions, observations[1:], episode.rewards, infos
-                        )
-                    )
-                except ValueError as error:
-                    raise ValueError(f"{source.id}, trajectory {number}: {error}") from error
-                terminated = bool(episode.terminations[-1])
-                if is_dict and "task" in space.spaces:
-                    tasks.append(episode.observations["task"][0])
-                    terminated &= not bool(family.terminated(arrays["features"][first + n - 1], tasks[-1]))
-                env_terminated.append(terminated)
-                first += n
-                done(n)
-        result = cls(
-            family,
-            inner,
-            source.action_space,
-            **arrays,
-            lengths=np.array(lengths),
-            tasks=np.array(tasks) if tasks else None,
-            env_terminated=np.array(env_terminated),
-        )
+        from hipi_sb3.recordings import open_minari, read_minari
+
+        source = open_minari(dataset)
+        temporary = None
+        if folder is None and source.spec.total_steps > MAX_STEPS_IN_MEMORY:
+            temporary = tempfile.TemporaryDirectory()
+        result = cls(**read_minari(source, family, folder if temporary is None else temporary.name, progress_bar))
         result._temporary = temporary
-        if folder is not None and temporary is None:
+        if folder is not None:
             result._save_rest(Path(folder))
         return result
 
@@ -343,14 +317,12 @@ class TrajectoryDataset:
         """
         path = Path(path)
         if path.suffix == ".npz":
-            arrays = {name: getattr(self, name) for name in ("observations", "actions", "features")} | self._small_arrays()
             with open(f"{path}.tmp", "wb") as file:
-                np.savez(file, spaces=np.array(self._spaces()), **arrays)
+                np.savez(file, spaces=np.array(self._spaces()), **self.arrays(), **self._small_arrays())  # type: ignore[arg-type]
             os.replace(f"{path}.tmp", path)
             return
-        for name in ("observations", "actions", "features"):
-            source = getattr(self, name)
-            target = _allocate(path, name, source.shape, source.dtype)
+        for name, source in self.arrays().items():
+            target = allocate(path, name, source.shape, source.dtype)
             for first in range(0, self.n_steps, BLOCK_STEPS):
                 target[first : first + BLOCK_STEPS] = source[first : first + BLOCK_STEPS]
         self._save_rest(path)
@@ -366,56 +338,6 @@ class TrajectoryDataset:
         for name, array in self._small_arrays().items():
             np.save(folder / f"{name}.npy", array)
         (folder / _SPACES_FILE).write_text(self._spaces() + "\n")
-
-
-class _NoSimulator:
-    """Stands for the environment where there is none: says so when it is asked."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise _NeedsSimulatorError(name)
-
-
-class _NeedsSimulatorError(Exception):
-    pass
-
-
-def compute_features(
-    family: TaskFamily,
-    observations: np.ndarray,
-    actions: np.ndarray,
-    next_observations: np.ndarray,
-    rewards: np.ndarray | None = None,
-    infos: dict[str, Any] | None = None,
-) -> np.ndarray:
-    """
-    Compute the features of recorded steps, without an environment.
-
-    :param family: the tasks
-    :param observations: observations, (n_steps, ...)
-    :param actions: actions, (n_steps, ...)
-    :param next_observations: next observations, (n_steps, ...)
-    :param rewards: rewards of the environment, (n_steps, ...); 0 if None
-    :param infos: arrays by name, (n_steps, ...) each
-    :return: features, (n_steps, feature_dim)
-    :raises ValueError: when the family reads the simulator, or an info that was not recorded
-    """
-    features = np.empty((len(observations), family.feature_dim), dtype=np.float32)
-    env: Any = _NoSimulator()
-    infos = infos or {}
-    for step in range(len(features)):
-        reward = 0.0 if rewards is None else rewards[step]
-        info = {name: _at(values, step) for name, values in infos.items()}
-        try:
-            features[step] = family.features(env, observations[step], actions[step], next_observations[step], reward, info)
-        except (_NeedsSimulatorError, KeyError) as error:
-            what = "the environment's info" if isinstance(error, KeyError) else "the simulator"
-            raise ValueError(
-                f"{type(family).__name__} reads {what} ({error}), but of each step only observation, action, next observation, "
-                f"reward and info ({', '.join(infos) or 'empty'}) were recorded. Use a family that reads one of these, such as "
-                "GoalReaching(position=<indices into the observation>) or TargetVelocity(velocity=<function of next_obs>), or "
-                "record through MultiTaskWrapper, with infos: their task_features are used as they are."
-            ) from error
-    return features
 
 
 @contextmanager
@@ -440,59 +362,57 @@ def show_progress(total: int, description: str, show: bool) -> Iterator[Callable
         yield bar.update
 
 
-def _open_minari(dataset: Any) -> Any:
-    try:
-        import minari
-    except ImportError as error:
-        raise ImportError("Minari data sets need minari: run `pip install 'hipi_sb3[benchmark]'`.") from error
-    if isinstance(dataset, minari.MinariDataset):
-        return dataset
-    path = Path(dataset)
-    for folder in (path, path / "data"):
-        if (folder / "metadata.json").is_file():
-            return minari.MinariDataset(folder)
-    local = minari.list_local_datasets()
-    if str(dataset) not in local:
-        raise ValueError(
-            f"{dataset} is neither a .npz file, nor a folder with observations.npy, nor a local Minari data set. "
-            f"Local ones: {', '.join(local) or 'none'}."
-        )
-    return minari.load_dataset(str(dataset))
+def allocate(folder: str | Path | None, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """
+    Make an array in memory, or in a file that is mapped into memory.
 
-
-def _allocate(folder: str | Path | None, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array in memory, or in a file that is mapped into memory."""
+    :param folder: folder of the file; memory if None
+    :param name: name of the array
+    :param shape: shape
+    :param dtype: data type
+    :return: array
+    """
     if folder is None:
         return np.empty(shape, dtype)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
 
-def _infos(infos: dict[str, Any] | None, n_steps: int) -> dict[str, Any]:
-    """Infos of the steps: Minari's collector puts that of the reset before them."""
-    return {
-        name: _infos(values, n_steps) if isinstance(values, dict) else values[len(values) - n_steps :]
-        for name, values in (infos or {}).items()
-    }
+def without_task(parts: Any, task_key: str | None) -> Any:
+    """
+    A Dict observation, or its space, without the task: what is left is one array where it was made by MultiTaskWrapper.
+
+    :param parts: arrays by key, or ``spaces.Dict``
+    :param task_key: key of the task
+    :return: the other entries; the entry ``observation`` where there is no other
+    """
+    rest = {key: part for key, part in parts.items() if key != task_key}
+    if rest.keys() == {"observation"}:
+        return rest["observation"]
+    return spaces.Dict(rest) if isinstance(parts, spaces.Dict) else rest
 
 
-def _at(values: Any, step: int) -> Any:
-    return {name: _at(value, step) for name, value in values.items()} if isinstance(values, dict) else values[step]
+def _named(name: str, parts: Any) -> dict[str, Any]:
+    """Arrays or spaces of an observation, each under a name of its own."""
+    return {f"{name}.{key}": part for key, part in parts.items()} if isinstance(parts, dict | spaces.Dict) else {name: parts}
 
 
 def _space_to(space: spaces.Space) -> dict[str, Any]:
     """A space for JSON."""
+    if isinstance(space, spaces.Dict):
+        return {"parts": {key: _space_to(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start)}
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"TrajectoryDataset saves Box and Discrete spaces, not {space}.")
+        raise ValueError(f"TrajectoryDataset saves Box, Discrete and Dict spaces, not {space}.")
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": space.dtype.name}
 
 
 def _space_from(entry: dict[str, Any]) -> spaces.Space:
     """The space of :func:`_space_to`."""
+    if "parts" in entry:
+        return spaces.Dict({key: _space_from(part) for key, part in entry["parts"].items()})
     if "n" in entry:
-        return gym.spaces.Discrete(entry["n"], start=entry["start"])
-    return spaces.Box(
-        *(np.array(entry[bound], dtype=entry["dtype"]) for bound in ("low", "high")), dtype=np.dtype(entry["dtype"])
-    )
+        return spaces.Discrete(entry["n"], start=entry["start"])
+    dtype: Any = np.dtype(entry["dtype"])
+    return spaces.Box(np.array(entry["low"], dtype=dtype), np.array(entry["high"], dtype=dtype), dtype=dtype)

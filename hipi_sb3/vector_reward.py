@@ -9,7 +9,7 @@ from gymnasium import spaces
 from scipy.special import gammaln
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks import TaskFamily, weighted_sum
 
 
 class VectorRewardTasks(TaskFamily):
@@ -47,7 +47,7 @@ class VectorRewardTasks(TaskFamily):
         return np.asarray(reward, dtype=np.float32)
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return np.sum(np.asarray(features) * np.asarray(tasks, dtype=np.float32), axis=-1)
+        return weighted_sum(features, tasks)
 
 
 def vector_returns(

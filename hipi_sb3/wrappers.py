@@ -44,6 +44,7 @@ class MultiTaskWrapper(gym.Wrapper):
                 "FilterObservation first."
             )
         self.task_family = family
+        self._tasks_end = type(family).terminated is not TaskFamily.terminated
         self.flatten = flatten
         if flatten:
             assert isinstance(inner, spaces.Box)
@@ -110,13 +111,13 @@ class MultiTaskWrapper(gym.Wrapper):
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
                 f"expected ({family.feature_dim},)."
             )
-        # The sum is NaN if an entry is (or if infinities cancel), and much cheaper to test on a short vector.
-        if math.isnan(np.add.reduce(features)) and np.isnan(features).any():
+        # The sum of squares is NaN if an entry is, and much cheaper to test on a short vector.
+        if math.isnan(features.dot(features)):
             self._raise_not_finite("features", features)
         reward = float(family.reward(features, task))
         if not math.isfinite(reward):
             self._raise_not_finite("reward", reward)
-        terminated = bool(env_terminated) or bool(family.terminated(features, task))
+        terminated = bool(env_terminated) or (self._tasks_end and bool(family.terminated(features, task)))
         info = {**info, "task": task.copy(), "task_features": features, "env_terminated": bool(env_terminated)}
         success = family.success(features, task)
         if success is not None:

@@ -43,7 +43,7 @@ def check_against_observations(evaluation, n_episodes, rtol=1e-6):
             assert_allclose(observations[:, 1], 0.1 * np.arange(len(observations)), atol=1e-5)
 
 
-# -- which tasks -----------------------------------------------------------------------------------------------------------
+# -- which tasks ------------------------------------------------------------------------------------------------------
 
 
 def test_all_tasks_of_a_finite_family_are_evaluated():
@@ -63,7 +63,7 @@ def test_no_tasks_are_refused():
         evaluation_tasks(GOALS, 0)
 
 
-# -- the episodes ----------------------------------------------------------------------------------------------------------
+# -- the episodes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
@@ -151,7 +151,7 @@ def test_what_cannot_be_evaluated_is_refused():
         evaluate_tasks(Walker(), make_line_walk(), [[5.0]])
 
 
-# -- the numbers -----------------------------------------------------------------------------------------------------------
+# -- the numbers ------------------------------------------------------------------------------------------------------
 
 
 def test_the_interval_is_that_of_the_mean_over_tasks():
@@ -191,7 +191,7 @@ def test_one_hot_tasks_are_numbered():
     assert task_labels(np.array([[1.0]])) == ["1"]
 
 
-# -- the callback ----------------------------------------------------------------------------------------------------------
+# -- the callback -----------------------------------------------------------------------------------------------------
 
 
 def train(callback, env=None, n_steps=40):

@@ -120,7 +120,7 @@ FAMILIES = all_families()
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 
-# -- what all families have in common ------------------------------------------------------------------------------------
+# -- what all families have in common ---------------------------------------------------------------------------------
 
 
 @each_family
@@ -188,7 +188,7 @@ def test_which_families_reach_goals():
     }
 
 
-# -- goals ---------------------------------------------------------------------------------------------------------------
+# -- goals ------------------------------------------------------------------------------------------------------------
 
 
 def test_goal_reaching_rewards_zero_up_to_the_radius_and_minus_one_beyond():
@@ -251,7 +251,7 @@ def test_goal_margin_judges_by_the_tolerance_in_the_task():
         GoalMargin([0], [1], max_tolerance=0.0)
 
 
-# -- finite sets ---------------------------------------------------------------------------------------------------------
+# -- finite sets ------------------------------------------------------------------------------------------------------
 
 
 def test_discrete_tasks_use_the_function_that_the_one_hot_vector_names():
@@ -319,7 +319,7 @@ def test_finite_tasks_refuse_parameters_outside_the_inner_space():
         FiniteTasks(GoalReaching([-1, -1], [1, 1], radius=0.5), [[0, 0], [2, 0]])
 
 
-# -- weights and set points ----------------------------------------------------------------------------------------------
+# -- weights and set points -------------------------------------------------------------------------------------------
 
 
 def test_linear_reward_is_the_dot_product():
@@ -353,7 +353,7 @@ def test_target_velocity_reads_another_key_or_a_function_and_names_a_missing_key
         features_of(TargetVelocity(0, 1), [0], action=action, info={"y_velocity": 1.0})
 
 
-# -- functions -----------------------------------------------------------------------------------------------------------
+# -- functions --------------------------------------------------------------------------------------------------------
 
 
 def test_callable_tasks_call_the_functions_they_were_given():
@@ -393,7 +393,7 @@ def test_callable_tasks_can_be_finite():
     assert {tuple(task) for task in family.sample(np.random.default_rng(0), 50)} == {(0, 0), (1, 1)}
 
 
-# -- errors --------------------------------------------------------------------------------------------------------------
+# -- errors -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_lambda_is_refused_with_the_reason_and_the_remedy():

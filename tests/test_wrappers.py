@@ -75,7 +75,7 @@ STAY = np.zeros(2, dtype=np.float32)
 RIGHT = np.array([1, 0], dtype=np.float32)
 
 
-# -- observations --------------------------------------------------------------------------------------------------------
+# -- observations -----------------------------------------------------------------------------------------------------
 
 
 def test_the_observation_is_a_dict_of_the_inner_observation_and_the_task():
@@ -125,7 +125,7 @@ def test_a_family_is_checked_when_it_is_wrapped():
         MultiTaskWrapper(Line(), family)
 
 
-# -- which task ----------------------------------------------------------------------------------------------------------
+# -- which task -------------------------------------------------------------------------------------------------------
 
 
 def test_options_beat_the_fixed_task_which_beats_the_prior():
@@ -180,7 +180,7 @@ def test_fix_task_works_through_env_method_and_survives_automatic_resets(vec_env
         venv.close()
 
 
-# -- steps ---------------------------------------------------------------------------------------------------------------
+# -- steps ------------------------------------------------------------------------------------------------------------
 
 
 def test_reward_and_termination_are_the_familys():
@@ -272,7 +272,7 @@ def test_one_seed_fixes_states_and_tasks():
     assert not np.array_equal(run(1), run(2))
 
 
-# -- errors that would be silent later ------------------------------------------------------------------------------------
+# -- errors that would be silent later --------------------------------------------------------------------------------
 
 
 def test_a_nan_feature_names_step_and_task():
@@ -304,7 +304,7 @@ def test_a_step_before_the_reset_is_refused():
         make().step(STAY)
 
 
-# -- the checkers of the hosts --------------------------------------------------------------------------------------------
+# -- the checkers of the hosts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")

@@ -12,11 +12,12 @@ interquartile mean with bootstrap intervals (rliable: Agarwal et al., NeurIPS 20
 import argparse
 import json
 import os
-import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ import numpy as np
 import pandas as pd
 
 import hipi_sb3  # noqa: F401  registers the environments
+from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
+from zoo.provenance import command_line, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +41,34 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY_TO_SUITE: dict[str, list[str]] = {
     "point": ["PointFourRooms-v0"],
     "point-paper": ["PointFourRoomsPaper-v0"],
+    # The HIPI paper, and what its authors' code has beyond it.
+    "paper": [
+        "QuadrupedGoal-v0",
+        "FingerGoal-v0",
+        "ReacherGoal-v0",
+        "SawyerReach-v0",
+        "PointFourRooms-v0",
+        "ReacherDiscrete-v0",
+        "WalkerLinear-v0",
+        "SawyerReachMargin-v0",
+        "HopperLinear-v0",
+        "HopperDiscrete-v0",
+        "HumanoidLinear-v0",
+        "CheetahVelocity-v0",
+        "SwimmerGoal-v0",
+        "FishGoal-v0",
+        "PointCorners-v0",
+    ],
+    # Generalized Hindsight (arXiv 2002.11708).
+    "gh": ["HalfCheetahVelocity-v0", "AntDirection-v0", "ReacherEnergy-v0", "HalfCheetahMix-v0", "PointMassLinear-v0"],
+    # Gymnasium-Robotics, unwrapped: --methods hipi,her_future,her_sb3
+    "goalenv": ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v5"],
+    "fetch-reach": ["FetchReach-v4"],
+    "mo": ["MOHalfCheetah-v0", "MOHopper-v0"],
 }
+
+#: Packages that register the environments of a suite which are not of this repository.
+SUITE_TO_PACKAGE = {"goalenv": "gymnasium_robotics", "fetch-reach": "gymnasium_robotics"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,8 @@ KEY_TO_METHOD: dict[str, Method] = {
     "random": Method(("strategy=random",)),
     "her_final": Method(("strategy=final",)),
     "her_future": Method(("strategy=future",)),
+    # SB3's own HerReplayBuffer, in GoalEnvs: those of sac.yml have it.
+    "her_sb3": Method(algo="sac"),
     "hipi": Method(),
     # As the authors released it: commanded tasks of the batch as candidates, with -log pi in the score.
     "hipi_released": Method(("score=paper", "candidates=batch")),
@@ -92,6 +124,10 @@ KEY_TO_METHOD: dict[str, Method] = {
 }
 
 
+#: Processes of this process, to end with it.
+_RUNNING: set["subprocess.Popen[bytes]"] = set()
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: a method in an environment with a seed."""
@@ -113,6 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     :param arguments: command line; that of the process if None
     """
     args = make_parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cells are ended in either case
     try:
         cells = make_cells(args)
         folder = Path(args.folder)
@@ -120,6 +158,9 @@ def main(arguments: list[str] | None = None) -> None:
         frame = gather(cells, folder)
     except ConfigurationError as error:
         exit_with_error("benchmark.py", error)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on with the cells that are not finished.", file=sys.stderr)
+        sys.exit(130)
     write_atomically(folder / "evaluations.csv", frame.to_csv(index=False))
     summary = summarize(frame, args.threshold)
     write_atomically(folder / "summary.json", json.dumps({**describe_run(args), "results": summary}, indent=1) + "\n")
@@ -143,6 +184,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", default="none,her_future,hipi", help=f"separated by commas: {', '.join(KEY_TO_METHOD)}")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default: 5)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default: 1)")
+    parser.add_argument("--engine", default="processes", help=f"what runs the cells: {', '.join(KEY_TO_ENGINE)}")
+    parser.add_argument("--ray-address", help="of a Ray cluster that shares the folder (default: one on this machine)")
     parser.add_argument("-n", "--n-timesteps", type=int, help="steps of a run; those of the YAML file if not given")
     parser.add_argument("--eval-freq", type=int, default=2500, help="steps between evaluations (default: 2500)")
     parser.add_argument("--eval-tasks", type=int, default=50, help="tasks of an evaluation (default: 50)")
@@ -170,12 +213,13 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     methods = args.methods.split(",")
     for method in methods:
         check_name("method", method, KEY_TO_METHOD)
+    check_name("engine", args.engine, KEY_TO_ENGINE)
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigurationError(f"--seeds and --jobs must be at least 1, not {args.seeds} and {args.jobs}.")
     return [Cell(method, env, seed) for seed in range(args.seeds) for env in envs for method in methods]
 
 
-# -- running ---------------------------------------------------------------------------------------------------------------
+# -- running ----------------------------------------------------------------------------------------------------------
 
 
 def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list[tuple[Cell, str]]:
@@ -191,14 +235,12 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; {args.jobs} at a time")
     broken = []
     start = time.perf_counter()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {pool.submit(run_cell, cell, folder, args): cell for cell in missing}
-        for done, future in enumerate(as_completed(futures), start=1):
-            cell, reason = futures[future], future.result()
-            if reason is not None:
-                broken.append((cell, reason))
-            minutes = (time.perf_counter() - start) / 60
-            print(f"[{done}/{len(missing)}, {minutes:.1f} min] {cell.name} {'broken' if reason else 'finished'}", flush=True)
+    ended = KEY_TO_ENGINE[args.engine](missing, folder, args) if missing else iter(())
+    for done, (cell, reason) in enumerate(ended, start=1):
+        if reason is not None:
+            broken.append((cell, reason))
+        minutes = (time.perf_counter() - start) / 60
+        print(f"[{done}/{len(missing)}, {minutes:.1f} min] {cell.name} {'broken' if reason else 'finished'}", flush=True)
     return broken
 
 
@@ -217,15 +259,26 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--algo", method.algo, "--env", cell.env]
     command += ["--seed", str(cell.seed), "--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
     command += ["--log-folder", str(run_folder / "logs"), "--verbose", "0", "-uuid"]
+    # A cell that breaks is run again from its start.
+    command += ["--checkpoint-freq", "0"]
     command += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
+    packages = {package for suite, package in SUITE_TO_PACKAGE.items() if cell.env in KEY_TO_SUITE[suite]}
+    command += ["--gym-packages", *sorted(packages)] if packages else []
     command += ["--relabel", *method.relabel] if method.relabel else []
     start = time.perf_counter()
     with open(run_folder / "output.txt", "w") as output:
+        # In a session of its own: Ctrl-C would end a training early, and it would look finished.
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
         )
+        _RUNNING.add(process)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        _RUNNING.discard(process)
     results = sorted((run_folder / "logs").glob("*/*/evaluations.npz"), key=lambda path: path.stat().st_mtime)
     if process.returncode != 0 or not results:
         return f"exit code {process.returncode}; its last words are in {run_folder / 'output.txt'}"
@@ -237,6 +290,62 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     }
     write_atomically(run_folder / "cell.json", json.dumps(values, indent=1) + "\n")
     return None
+
+
+def run_on_ray(cells: list[Cell], folder: Path, args: argparse.Namespace) -> Iterator[tuple[Cell, str | None]]:
+    """
+    Run cells on a Ray cluster: that of ``--ray-address``, or one on this machine with ``--jobs`` processors.
+
+    :param cells: cells
+    :param folder: folder of the benchmark, which all machines of the cluster share
+    :param args: command line
+    :return: cells as they end, with the reason if they broke
+    :raises ConfigurationError: when Ray is not installed
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigurationError("--engine ray needs Ray: pip install 'hipi_sb3[ray]'") from error
+    here = {"num_cpus": args.jobs, "include_dashboard": False} if args.ray_address is None else {}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    ray.init(address=args.ray_address, runtime_env={"env_vars": {"PYTHONPATH": paths}}, log_to_driver=False, **here)
+    try:
+        task = ray.remote(num_cpus=1, max_retries=0)(run_cell)
+        running = {task.remote(cell, folder.resolve(), args): cell for cell in cells}
+        while running:
+            for reference in ray.wait(list(running))[0]:
+                cell = running.pop(reference)
+                try:
+                    yield cell, ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    yield cell, " ".join(str(error).split())[:300]
+    finally:
+        ray.shutdown()
+
+
+def run_in_threads(cells: list[Cell], folder: Path, args: argparse.Namespace) -> Iterator[tuple[Cell, str | None]]:
+    """
+    Run cells on this machine, ``--jobs`` at a time.
+
+    :param cells: cells
+    :param folder: folder of the benchmark
+    :param args: command line
+    :return: cells as they end, with the reason if they broke
+    """
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(run_cell, cell, folder, args): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_RUNNING):
+                process.kill()
+            raise
+
+
+KEY_TO_ENGINE: dict[str, Callable[..., Iterator[tuple[Cell, str | None]]]] = {"processes": run_in_threads, "ray": run_on_ray}
 
 
 def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:
@@ -274,120 +383,7 @@ def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# -- comparing -------------------------------------------------------------------------------------------------------------
-
-
-def summarize(frame: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
-    """
-    Compare the methods in each environment.
-
-    :param frame: evaluations, see :func:`gather`
-    :param threshold: success whose first step is reported
-    :return: one entry an environment and method
-    """
-    from rliable import library, metrics
-
-    summary = []
-    for env, of_env in frame.groupby("env", sort=False):
-        metric = "success" if of_env["success"].notna().all() else "mean_return"
-        # (n_seeds, n_evaluations) of each method
-        curves = {
-            str(method): of_method.pivot(index="seed", columns="timesteps", values=metric)
-            for method, of_method in of_env.groupby("method", sort=False)
-        }
-        final = {method: curve.iloc[:, -1:].to_numpy() for method, curve in curves.items()}
-        aggregate: Callable[[np.ndarray], np.ndarray] = lambda scores: np.array(  # noqa: E731
-            [metrics.aggregate_iqm(scores), metrics.aggregate_mean(scores)]
-        )
-        points, intervals = library.get_interval_estimates(final, aggregate, reps=5000, random_state=np.random.RandomState(0))
-        for method, curve in curves.items():
-            of_method = of_env[of_env["method"] == method]
-            reached = [
-                next((int(step) for step, value in row.items() if value >= threshold), None) for _, row in curve.iterrows()
-            ]
-            summary.append(
-                {
-                    "env": str(env),
-                    "method": method,
-                    "metric": metric,
-                    "timesteps": int(curve.columns[-1]),
-                    "final": [round(float(value), 4) for value in final[method][:, 0]],
-                    "iqm": float(points[method][0]),
-                    "iqm_interval": [float(bound) for bound in intervals[method][:, 0]],
-                    "mean": float(points[method][1]),
-                    "mean_interval": [float(bound) for bound in intervals[method][:, 1]],
-                    "area": float(curve.to_numpy().mean()),
-                    "steps_to_threshold": reached,
-                    "wall_seconds": float(of_method.groupby("seed")["wall_seconds"].first().mean()),
-                    "cpu_seconds": float(of_method.groupby("seed")["cpu_seconds"].first().mean()),
-                    "differences": {other: difference(final[method], final[other]) for other in final if other != method},
-                }
-            )
-    return summary
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 5000) -> dict[str, Any]:
-    """
-    How far one method is ahead of another at the end.
-
-    :param ours: final score of each seed, (n_seeds, 1)
-    :param theirs: final score of each seed, (n_seeds, 1)
-    :param n_resamples: bootstrap samples
-    :return: difference of the means with its 95 % bootstrap interval over seeds, and the probability of improvement
-    """
-    from rliable import metrics
-
-    rng = np.random.default_rng(0)
-    resampled = [
-        rng.choice(scores[:, 0], size=(n_resamples, len(scores))).mean(axis=1) for scores in (ours, theirs)
-    ]  # over seeds
-    low, high = np.percentile(resampled[0] - resampled[1], [2.5, 97.5])
-    return {
-        "mean": float(ours.mean() - theirs.mean()),
-        "interval": [float(low), float(high)],
-        "probability_of_improvement": float(metrics.probability_of_improvement(ours, theirs)),
-    }
-
-
-def format_table(summary: list[dict[str, Any]], threshold: float) -> str:
-    """
-    Format the comparison for a terminal.
-
-    :param summary: see :func:`summarize`
-    :param threshold: success whose first step is reported
-    :return: table
-    """
-    lines = []
-    for env in dict.fromkeys(entry["env"] for entry in summary):
-        entries = [entry for entry in summary if entry["env"] == env]
-        first = entries[0]
-        lines.append(f"\n{env}: {first['metric']} after {first['timesteps']} steps, {len(first['final'])} seeds")
-        lines.append(
-            f"{'method':16s} {'IQM [95 %]':>18s} {'mean [95 %]':>18s} {'area':>6s} {f'steps to {threshold:g}':>14s} "
-            f"{'wall s':>7s} {'CPU s':>7s}"
-        )
-        for entry in entries:
-            low, high = entry["iqm_interval"]
-            iqm = f"{entry['iqm']:.2f} [{low:.2f}, {high:.2f}]"
-            low, high = entry["mean_interval"]
-            mean = f"{entry['mean']:.2f} [{low:.2f}, {high:.2f}]"
-            reached = [steps for steps in entry["steps_to_threshold"] if steps is not None]
-            steps = f"{np.median(reached):.0f} ({len(reached)}/{len(entry['final'])})" if reached else "never"
-            lines.append(
-                f"{entry['method']:16s} {iqm:>18s} {mean:>18s} {entry['area']:6.2f} {steps:>14s} "
-                f"{entry['wall_seconds']:7.0f} {entry['cpu_seconds']:7.0f}"
-            )
-        hipi = next((entry for entry in entries if entry["method"] == "hipi"), None)
-        for other, ahead in (hipi["differences"] if hipi else {}).items():
-            low, high = ahead["interval"]
-            lines.append(
-                f"hipi - {other}: {ahead['mean']:+.2f} [{low:+.2f}, {high:+.2f}], "
-                f"probability of improvement {ahead['probability_of_improvement']:.2f}"
-            )
-    return "\n".join(lines)
-
-
-# -- files -----------------------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -395,31 +391,15 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     Say how and where the numbers were made.
 
     :param args: command line
-    :return: command, commit, machine
+    :return: command, commit, versions, machine
     """
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items() if value and name != "folder"]
-    return {
-        "command": " ".join(["python zoo/benchmark.py", *options]),
-        "commit": commit.stdout.strip(),
-        "machine": f"{cpu or platform.machine()}, {os.cpu_count()} cores, one thread a run",
-    }
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """
-    Write a file that is complete or as it was before, whenever the process is killed.
-
-    :param path: file
-    :param text: its new content
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    options = [
+        part
+        for name, value in vars(args).items()
+        if value and name != "folder"
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return {"command": command_line("benchmark.py", options), **provenance(), "note": "one thread a run"}
 
 
 if __name__ == "__main__":

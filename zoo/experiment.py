@@ -2,25 +2,36 @@
 
 import inspect
 import json
+import os
 import shutil
 from ast import literal_eval
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
-from zoo.errors import ConfigurationError, check_name, configuration_errors
+from zoo.checkpoints import ResumableCallback, last_checkpoint, trim_monitor_files
+from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
 from zoo.plugin import KEY_TO_ALGORITHM
+from zoo.provenance import provenance
 from zoo.search import TASK_SEED, SearchManager, evaluated
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
+
+#: In the run folder: its checkpoints, and, beside config.yml, what else explains it.
+CHECKPOINTS = "checkpoints"
+RUN_FILE = "run.yml"
 
 
 class TaskExperimentManager(SearchManager):
@@ -32,17 +43,36 @@ class TaskExperimentManager(SearchManager):
 
     :param args: as in ``ExperimentManager``
     :param relabel: options of :class:`hipi_sb3.HIPIReplayBuffer` that replace those of the YAML file, one by one
+    :param checkpoint_freq: steps between two checkpoints, see :mod:`zoo.checkpoints`; none if not positive
+    :param resume: folder of the run to go on with; a new run if None
     :param kwargs: as in :class:`~zoo.search.SearchManager`
     """
 
-    def __init__(self, *args: Any, relabel: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        relabel: dict[str, Any] | None = None,
+        checkpoint_freq: int = 0,
+        resume: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():
             self.config = str(own_config)
         self.relabel = relabel or {}
+        self.checkpoint_freq = checkpoint_freq
+        self.checkpoint: Path | None = None
+        self.resume = resume
+        if resume is not None:
+            self.save_path = resume
+            self.params_path = os.path.join(resume, self.env_name)
+            self.checkpoint = last_checkpoint(Path(resume) / CHECKPOINTS)
+        if self.checkpoint is not None:
+            self.trained_agent = str(self.checkpoint / "model.zip")
+            self.continue_training = True
 
-    # -- setting up ------------------------------------------------------------------------------------------------------
+    # -- setting up ---------------------------------------------------------------------------------------------------
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -69,6 +99,9 @@ class TaskExperimentManager(SearchManager):
 
         :return: hyperparameters, and those to save in the run folder
         """
+        if self.resume is not None:
+            self.saved_hyperparams = dict(_load_yaml(Path(self.params_path) / "config.yml"))
+            return deepcopy(self.saved_hyperparams), dict(self.saved_hyperparams)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         changes: dict[str, Any] = {}
         buffer_kwargs = evaluated(hyperparams.get("replay_buffer_kwargs")) or {}
@@ -101,6 +134,10 @@ class TaskExperimentManager(SearchManager):
         if eval_env and self._eval_env_kwargs_args is None:
             # rl_zoo3 gives those of the YAML file to the training environments only.
             self.eval_env_kwargs = self.env_kwargs
+        if self.resume is not None and not eval_env:
+            # Episodes are logged once: those after the checkpoint are played again.
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
+            trim_monitor_files(Path(self.save_path), int(self.checkpoint.name) // n_envs if self.checkpoint else 0)
         env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
         return env
@@ -109,9 +146,19 @@ class TaskExperimentManager(SearchManager):
         """Create rl_zoo3's callbacks, with an evaluation on fixed tasks in the place of ``EvalCallback``."""
         from_yaml = list(self.callbacks)
         super().create_callbacks()
+        created = self.callbacks[len(from_yaml) :]
         if self.task_family is not None:
-            created = self.callbacks[len(from_yaml) :]
             self.callbacks = from_yaml + [self._on_fixed_tasks(c) if isinstance(c, EvalCallback) else c for c in created]
+        else:
+            # A GoalEnv draws its goals itself: as many episodes as there would be tasks.
+            for callback in created:
+                if isinstance(callback, EvalCallback):
+                    callback.n_eval_episodes = max(self.n_eval_episodes, self.n_eval_tasks)
+        is_off_policy = issubclass(ALGOS[self.algo], OffPolicyAlgorithm)
+        if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
+            folder = Path(self.save_path) / CHECKPOINTS
+            siblings = list(self.callbacks)
+            self.callbacks.append(ResumableCallback(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
 
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
@@ -127,7 +174,28 @@ class TaskExperimentManager(SearchManager):
             verbose=callback.verbose,
         )
 
-    # -- after training --------------------------------------------------------------------------------------------------
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """Save the configuration as rl_zoo3 does, with what else explains the run: ``run.yml``."""
+        if self.resume is None:
+            super()._save_config(saved_hyperparams)
+            run: dict[str, Any] = {"command": self.command, "arguments": self.arguments, "seed": self.seed, "resumed": []}
+        else:
+            run = _load_yaml(Path(self.params_path) / RUN_FILE)
+            run["resumed"].append({"date": provenance()["date"], "step": int(self.checkpoint.name) if self.checkpoint else 0})
+        _write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train as rl_zoo3 does; a signal writes a checkpoint first.
+
+        :param model: model
+        :raises RunStopped: when a signal stopped the run
+        """
+        callback = next((callback for callback in self.callbacks if isinstance(callback, ResumableCallback)), None)
+        with callback.stoppable() if callback is not None else nullcontext():
+            super().learn(model)
+
+    # -- after training -----------------------------------------------------------------------------------------------
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -138,6 +206,8 @@ class TaskExperimentManager(SearchManager):
         super().save_trained_model(model)
         if self.task_family is not None:
             self.report(model)
+        path = Path(self.params_path) / RUN_FILE
+        _write_yaml(path, {**_load_yaml(path), "finished": model.num_timesteps})
 
     def report(self, model: BaseAlgorithm) -> None:
         """
@@ -181,7 +251,37 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
-# -- what the command line gives -------------------------------------------------------------------------------------------
+def recorded_arguments(run_folder: str, has_n_timesteps: bool) -> list[str]:
+    """
+    Read the command line of a run that is to be resumed.
+
+    :param run_folder: folder of the run
+    :param has_n_timesteps: whether another number of steps is given
+    :return: arguments of ``zoo/train.py``, with the seed that was used
+    :raises ConfigurationError: when there is no such run, or it is finished
+    """
+    paths = sorted(Path(run_folder).glob(f"*/{RUN_FILE}"))
+    if not paths:
+        others = [str(path.parent.parent) for path in sorted(Path(run_folder).parent.glob(f"*/*/{RUN_FILE}"))]
+        raise ConfigurationError(f"there is no run in {run_folder!r}.{nearest(run_folder, others) if others else ''}")
+    run = _load_yaml(paths[0])
+    if "finished" in run and not has_n_timesteps:
+        raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
+    return [*run["arguments"], "--seed", str(run["seed"])]
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of a run folder, with Python's own types in it."""
+    return yaml.load(path.read_text(), Loader=yaml.UnsafeLoader)
+
+
+def _write_yaml(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(yaml.safe_dump(values, sort_keys=False))
+    os.replace(temporary, path)
+
+
+# -- what the command line gives --------------------------------------------------------------------------------------
 
 
 def relabel_options() -> list[str]:

@@ -17,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import hipi_sb3
 from hipi_sb3.tasks import TaskFamily
+from zoo.cloning import LauncherBC, convert_bc, sample_bc
 
 #: ``sampler(trial, n_actions, n_envs, additional_args) -> hyperparameters``
 Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
@@ -31,12 +32,14 @@ class Algorithm:
     :param base: algorithm of rl_zoo3 whose search space it extends
     :param has_alpha: whether the learner has an entropy temperature, for ``temperature="auto"``
     :param lacks: parameters of the base's search space that the algorithm has not
+    :param has_critic: whether transitions are relabeled by a critic; otherwise whole trajectories are, by their returns
     """
 
     algorithm_class: type[OffPolicyAlgorithm]
     base: str
     has_alpha: bool = False
     lacks: tuple[str, ...] = ()
+    has_critic: bool = True
 
 
 KEY_TO_ALGORITHM: dict[str, Algorithm] = {
@@ -48,6 +51,7 @@ KEY_TO_ALGORITHM: dict[str, Algorithm] = {
     # CrossQ has no target networks
     "hipi_crossq": Algorithm(hipi_sb3.HIPICrossQ, base="sac", has_alpha=True, lacks=("tau",)),
     "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn"),
+    "hipi_bc": Algorithm(LauncherBC, base="bc", has_critic=False),
 }
 
 #: Parameters of a trial are named with this prefix, so that they cannot collide with those of the algorithm.
@@ -111,6 +115,8 @@ class SmallSpaceTrial:
 
 def register() -> None:
     """Make the algorithms known to rl_zoo3; doing it twice changes nothing."""
+    HYPERPARAMS_SAMPLER["bc"] = sample_bc
+    HYPERPARAMS_CONVERTER["bc"] = convert_bc  # type: ignore[assignment]
     for key, algorithm in KEY_TO_ALGORITHM.items():
         # One dict, shared by all modules of rl_zoo3: changed in place, never replaced.
         ALGOS[key] = algorithm.algorithm_class
@@ -139,18 +145,22 @@ def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None, small: 
         hyperparams = {name: value for name, value in sampled.items() if name not in algorithm.lacks}
         # What rl_zoo3 calls her_kwargs are the replay_buffer_kwargs that were given: those not searched are kept.
         given = additional_args.get("her_kwargs", {})
-        return {**hyperparams, "replay_buffer_kwargs": {**given, **sample_relabeling(trial, family, algorithm.has_alpha)}}
+        relabeling = sample_relabeling(trial, family, algorithm.has_alpha, algorithm.has_critic)
+        return {**hyperparams, "replay_buffer_kwargs": {**given, **relabeling}}
 
     return sample
 
 
-def sample_relabeling(trial: optuna.Trial, family: TaskFamily | None, has_alpha: bool) -> dict[str, Any]:
+def sample_relabeling(
+    trial: optuna.Trial, family: TaskFamily | None, has_alpha: bool, has_critic: bool = True
+) -> dict[str, Any]:
     """
     Sample the options of relabeling.
 
     :param trial: trial
     :param family: the tasks, or None
     :param has_alpha: whether ``temperature="auto"`` exists
+    :param has_critic: whether there are scores, and rows that are left as they are
     :return: options of :class:`hipi_sb3.HIPIReplayBuffer`
     """
     reaches_goals = family is not None and family.reaches_goals
@@ -167,10 +177,12 @@ def sample_relabeling(trial: optuna.Trial, family: TaskFamily | None, has_alpha:
         temperatures.append("auto")
     # All of them in every trial, although HER has no score: Optuna's multivariate sampler models a space that stays the same.
     trial.suggest_categorical(f"{PREFIX}strategy", strategies)
-    trial.suggest_float(f"{PREFIX}prob", 0.2, 0.9)
+    if has_critic:
+        trial.suggest_float(f"{PREFIX}prob", 0.2, 0.9)
     trial.suggest_categorical(f"{PREFIX}candidates", candidates)
     trial.suggest_int(f"{PREFIX}n_candidate_tasks_pow", 3, 6)
-    trial.suggest_categorical(f"{PREFIX}score", ["td", "q"])
+    if has_critic:
+        trial.suggest_categorical(f"{PREFIX}score", ["td", "q"])
     trial.suggest_categorical(f"{PREFIX}log_partition", ["batch", "mean", "none"])
     trial.suggest_categorical(f"{PREFIX}temperature", temperatures)
     return convert_relabeling(trial.params)
@@ -184,7 +196,8 @@ def convert_relabeling(params: dict[str, Any]) -> dict[str, Any]:
     :return: options of :class:`hipi_sb3.HIPIReplayBuffer`
     """
     options = {name.removeprefix(PREFIX): value for name, value in params.items() if name.startswith(PREFIX)}
-    options["relabel_prob"] = options.pop("prob")
+    if "prob" in options:
+        options["relabel_prob"] = options.pop("prob")
     options["n_candidate_tasks"] = 2 ** options.pop("n_candidate_tasks_pow")
     options["candidates"] = KEY_TO_MIXTURE.get(options["candidates"], options["candidates"])
     return options

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
@@ -73,10 +74,10 @@ def machine() -> str:
 
 def command_line(script: str, arguments: list[str]) -> str:
     """
-    Format a command of the launcher so that it can be pasted into a shell.
+    Format a command of the launcher so that it can be pasted into a shell; the password of a URL is left out.
 
     :param script: file in ``zoo/``
     :param arguments: its arguments
     :return: command
     """
-    return shlex.join(["python", f"zoo/{script}", *arguments])
+    return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", shlex.join(["python", f"zoo/{script}", *arguments]))

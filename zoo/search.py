@@ -1,7 +1,6 @@
 """A search of the launcher: rl_zoo3's samplers, pruners and trials, on fixed tasks and with workers that may be killed."""
 
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
 from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
-from zoo.provenance import commit, machine, versions
+from zoo.provenance import command_line, commit, machine, versions
 from zoo.workers import FINISHED, Worker, make_storage, n_finished, run_trials, sampler_seed
 
 #: The tasks of evaluations are the same for all runs, so that runs can be compared. A search is judged on others than the
@@ -51,6 +50,7 @@ class SearchManager(ExperimentManager):
     rl_zoo3's ``ExperimentManager`` with a search that any number of workers share, see :mod:`zoo.workers`.
 
     :param args: as in ``ExperimentManager``
+    :param arguments: command line, without the name of the script
     :param n_eval_tasks: number of tasks to evaluate on, where the family is not finite
     :param small_search: whether a search samples from the small space
     :param heartbeat: seconds between two signs of life of a worker
@@ -58,9 +58,16 @@ class SearchManager(ExperimentManager):
     """
 
     def __init__(
-        self, *args: Any, n_eval_tasks: int = 20, small_search: bool = False, heartbeat: int = 60, **kwargs: Any
+        self,
+        *args: Any,
+        arguments: list[str] | None = None,
+        n_eval_tasks: int = 20,
+        small_search: bool = False,
+        heartbeat: int = 60,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.arguments = arguments or []
         self.n_eval_tasks = n_eval_tasks
         self.small_search = small_search
         self.heartbeat = heartbeat
@@ -131,7 +138,7 @@ class SearchManager(ExperimentManager):
     @property
     def command(self) -> str:
         """The command of this process."""
-        return " ".join(["python", *sys.orig_argv[1:]])
+        return command_line("train.py", self.arguments)
 
     def _create_sampler(self, sampler_method: str) -> optuna.samplers.BaseSampler:
         seed = self.seed

@@ -4,6 +4,8 @@ Train a policy for a family of tasks, or search its hyperparameters.
     python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 -P
     python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --relabel strategy=future      (HER)
     python zoo/train.py --algo hipi_sac --env PointFourRooms-v0 -optimize --n-trials 20
+    python zoo/train.py --algo hipi_bc --env PointFourRooms-v0 --dataset goals.npz             (cloning)
+    python zoo/train.py --resume logs/hipi_sac/PointFourRooms-v0_1
 
 It is rl_zoo3's train.py and takes all of its options, with HIPI's algorithms, this repository's hyperparams/ and evaluation
 task by task.
@@ -27,8 +29,11 @@ import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
 
 from zoo import plugin
+from zoo.checkpoints import RunStopped
+from zoo.cloning import LauncherBC
 from zoo.errors import ConfigurationError, check_name, exit_with_error
-from zoo.experiment import TaskExperimentManager, parse_relabel, relabel_options
+from zoo.experiment import TaskExperimentManager, parse_relabel, recorded_arguments, relabel_options
+from zoo.provenance import command_line
 
 #: Options of rl_zoo3 that have other defaults here. They stand first, so those of the user win.
 DEFAULTS = ["--num-threads", "1", "--eval-freq", "5000", "--eval-episodes", "1", "--n-eval-envs", "5", "--n-evaluations", "5"]
@@ -42,42 +47,69 @@ def main(arguments: list[str] | None = None) -> None:
     :raises SystemExit: when the user made a mistake, with code 2
     """
     plugin.register()
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
     args, rl_zoo3_arguments = parser.parse_known_args(arguments)
+    if args.resume is not None:
+        try:
+            arguments = resumed_arguments(args.resume, arguments)
+        except ConfigurationError as error:
+            exit_with_error("train.py", error)
+        args, rl_zoo3_arguments = parser.parse_known_args(arguments)
     if args.help:
         parser.print_help()
         print(f"\nOptions of rl_zoo3, with the defaults {' '.join(DEFAULTS)}:\n")
-    started = False
+    managers: list[TaskExperimentManager] = []
 
     def make_manager(*manager_args: Any, **manager_kwargs: Any) -> TaskExperimentManager:
-        nonlocal started
-        started = True
-        return TaskExperimentManager(
+        manager = TaskExperimentManager(
             *manager_args,
+            arguments=arguments,
             relabel=relabel,
             n_eval_tasks=args.eval_tasks,
             small_search=args.search_space == "small",
             heartbeat=args.heartbeat,
+            # Cloning has no rollouts between which a checkpoint could stand.
+            checkpoint_freq=0 if args.dataset is not None else args.checkpoint_freq,
+            resume=args.resume,
             **manager_kwargs,
         )
+        managers.append(manager)
+        return manager
 
     try:
         relabel = check_arguments(args)
-        command_line = ["--algo", args.algo, "--env", args.env, *DEFAULTS, *rl_zoo3_arguments]
-        sys.argv = [sys.argv[0], *command_line, *(["--help"] if args.help else [])]
+        for_rl_zoo3 = ["--algo", args.algo, "--env", args.env, *DEFAULTS, *rl_zoo3_arguments]
+        sys.argv = [sys.argv[0], *for_rl_zoo3, *(["--help"] if args.help else [])]
         rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[misc,assignment]
         rl_zoo3.train.train()
     except ConfigurationError as error:
         exit_with_error("train.py", error)
+    except RunStopped as stopped:
+        folder = managers[0].save_path
+        print(f"\nStopped by {stopped}. To go on: {command_line('train.py', ['--resume', folder])}", flush=True)
+        sys.exit(128 + stopped.signal_number)
     except (SyntaxError, NameError, ValueError, AssertionError) as error:
         # Before there is a manager, rl_zoo3 does nothing but read the command line.
-        if started:
+        if managers:
             raise
         if isinstance(error, SyntaxError | NameError):
             exit_with_error(
                 "train.py", ConfigurationError(f"{error}. Write options as key:value, such as learning_rate:0.001.")
             )
         exit_with_error("train.py", error)
+
+
+def resumed_arguments(run_folder: str, arguments: list[str]) -> list[str]:
+    """
+    Put the command line of a resumed run together.
+
+    :param run_folder: folder of the run
+    :param arguments: command line with ``--resume``; what else is in it goes before what the run was started with
+    :return: command line
+    """
+    has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
+    return [*recorded_arguments(run_folder, has_n_timesteps), *arguments]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -109,8 +141,23 @@ def make_parser() -> argparse.ArgumentParser:
         f"{', '.join(relabel_options())}; for instance strategy=none or 'candidates={{batch: 0.5, achieved: 0.5}}'",
     )
     parser.add_argument(
+        "--dataset",
+        metavar="PATH",
+        help="with --algo hipi_bc: clone this data set (.npz, folder of .npy, Minari id or path) for -n minibatches, "
+        "instead of "
+        "collecting in the environment",
+    )
+    parser.add_argument(
         "--eval-tasks", type=int, default=20, metavar="N", help="tasks to evaluate on, --eval-episodes each (default: 20)"
     )
+    parser.add_argument(
+        "--checkpoint-freq",
+        type=int,
+        default=10_000,
+        metavar="STEPS",
+        help="between two checkpoints, of which the last two are kept; 0 for none (default: 10000)",
+    )
+    parser.add_argument("--resume", metavar="RUN_FOLDER", help="go on with a run that was killed; -n may be larger")
     parser.add_argument(
         "--search-space", default="default", help="what -optimize samples from: default, or small for trials of minutes"
     )
@@ -143,6 +190,9 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("eval_tasks", "heartbeat"):
         if getattr(args, name) < 1:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.dataset is not None and args.algo != "hipi_bc":
+        raise ConfigurationError(f"--dataset is for --algo hipi_bc, not for {args.algo}.")
+    LauncherBC.dataset_path = args.dataset
     return parse_relabel(args.relabel)
 
 

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.envs.half_cheetah import make_unchecked
 from hipi_sb3.envs.ring_goals import ring_log_density, sample_ring
 from hipi_sb3.tasks import TaskFamily
 from hipi_sb3.wrappers import MultiTaskWrapper
@@ -31,7 +32,7 @@ class Directions(TaskFamily):
         return ring_log_density(tasks, 1.0, 1.0)
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
-        return np.array([info["x_velocity"], info["y_velocity"], np.dot(action, action)])
+        return np.array([info["x_velocity"], info["y_velocity"], np.dot(action, action)], dtype=np.float32)
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         features, tasks = np.asarray(features), np.asarray(tasks, dtype=np.float32)
@@ -48,5 +49,5 @@ def make_ant_direction(flatten: bool = False, fixed_task: Any = None, **kwargs: 
     :param kwargs: arguments of ``gymnasium.make("Ant-v5", ...)``, such as ``render_mode``
     :return: the environment
     """
-    env = gym.make("Ant-v5", **{"disable_env_checker": True, **kwargs})
+    env = make_unchecked("Ant-v5", **kwargs)
     return MultiTaskWrapper(env, Directions(), flatten=flatten, fixed_task=fixed_task)

@@ -73,6 +73,7 @@ class DMControlEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(
                 f"DMControlEnv: render_mode must be one of {self.metadata['render_modes']} or None, not {render_mode!r}."
             )
+        self.domain, self.task = domain, task
         # Time limits are Gymnasium's: they truncate.
         self.suite_env = suite.load(domain, task, task_kwargs={"random": 0, "time_limit": float("inf")})
         self.physics, self.suite_task = self.suite_env.physics, self.suite_env.task
@@ -192,7 +193,7 @@ class DMControlGoalWrapper(MultiTaskWrapper):
         return obs, info
 
 
-# -- readers -----------------------------------------------------------------------------------------------------------------
+# -- readers ----------------------------------------------------------------------------------------------------------
 
 
 def quadruped_xy(physics: Any) -> Reading:
@@ -293,7 +294,7 @@ def _sensor(physics: Any, name: str) -> np.ndarray:
     return np.arange(first, first + int(physics.model.sensor_dim[sensor]))
 
 
-# -- features: what was read when the step happened ----------------------------------------------------------------------------
+# -- features: what was read when the step happened -------------------------------------------------------------------
 
 
 def last_reading(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
@@ -303,10 +304,13 @@ def last_reading(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any
 
 def reading_and_effort(env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
     """What the tasks are about, and the squared norm of the action."""
-    return np.append(env.unwrapped.reading, np.dot(action, action))  # type: ignore[attr-defined]
+    reading = env.unwrapped.reading  # type: ignore[attr-defined]
+    features = np.empty(len(reading) + 1, dtype=np.float32)
+    features[:-1], features[-1] = reading, np.dot(action, action)
+    return features
 
 
-# -- environments --------------------------------------------------------------------------------------------------------------
+# -- environments -----------------------------------------------------------------------------------------------------
 
 
 def make_quadruped_goal(distance: float = 1.0, radius: float = 0.3, **options: Any) -> MultiTaskWrapper:
@@ -459,22 +463,27 @@ def make_cheetah_velocity(low: float = 0.0, high: float = 5.0, **options: Any) -
 
 def hopper_forwards(features: np.ndarray) -> np.ndarray:
     """Speed forwards, full at 2 m/s."""
-    return np.clip(features[..., 3] / 2.0, 0.0, 1.0)
+    return _share(features[..., 3] / 2.0)
 
 
 def hopper_backwards(features: np.ndarray) -> np.ndarray:
     """Speed backwards, full at 2 m/s."""
-    return np.clip(-features[..., 3] / 2.0, 0.0, 1.0)
+    return _share(-features[..., 3] / 2.0)
 
 
 def hopper_stands(features: np.ndarray) -> np.ndarray:
     """Torso at least 0.6 above the foot, and slow."""
-    return (features[..., 2] >= 0.6) * np.clip(1.0 - np.abs(features[..., 3]), 0.0, 1.0)
+    return (features[..., 2] >= 0.6) * _share(1.0 - np.abs(features[..., 3]))
 
 
 def hopper_stays_low(features: np.ndarray) -> np.ndarray:
     """How far the torso is below 0.6."""
-    return np.clip(1.0 - features[..., 2] / 0.6, 0.0, 1.0)
+    return _share(1.0 - features[..., 2] / 0.6)
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    # As np.clip, in a third of the time.
+    return np.minimum(np.maximum(values, 0.0), 1.0)
 
 
 def _fingertip_goals(radius: float) -> RingGoals:

@@ -4,6 +4,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing
 
 from hipi_sb3.tasks import LinearReward, TargetVelocity
 from hipi_sb3.wrappers import MultiTaskWrapper
@@ -22,8 +23,7 @@ def make_half_cheetah_velocity(
     :param kwargs: arguments of ``gymnasium.make("HalfCheetah-v5", ...)``, such as ``render_mode``
     :return: the environment
     """
-    # What is checked and ordered is the outer environment: here it would only cost time in every step.
-    env = gym.make("HalfCheetah-v5", **{"disable_env_checker": True, **kwargs})
+    env = make_unchecked("HalfCheetah-v5", **kwargs)
     return MultiTaskWrapper(env, TargetVelocity(low, high), flatten=flatten, fixed_task=fixed_task)
 
 
@@ -39,9 +39,21 @@ def make_half_cheetah_mix(flatten: bool = False, fixed_task: Any = None, **kwarg
     :param kwargs: arguments of ``gymnasium.make("HalfCheetah-v5", ...)``, such as ``render_mode``
     :return: the environment
     """
-    env = gym.make("HalfCheetah-v5", **{"disable_env_checker": True, **kwargs})
+    env = make_unchecked("HalfCheetah-v5", **kwargs)
     family = LinearReward([-1, -1, -1, -1], [1, 1, 1, 0], features=velocity_rotation_height_energy)
     return MultiTaskWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
+
+
+def make_unchecked(env_id: str, **kwargs: Any) -> gym.Env:
+    """
+    Make an environment to be wrapped. The outer one is checked and ordered: here that would only cost time in every step.
+
+    :param env_id: its id
+    :param kwargs: arguments of ``gymnasium.make``
+    :return: the environment, without checker and order enforcing
+    """
+    env = gym.make(env_id, **{"disable_env_checker": True, **kwargs})
+    return env.env if isinstance(env, OrderEnforcing) else env
 
 
 def velocity_rotation_height_energy(
@@ -49,4 +61,5 @@ def velocity_rotation_height_energy(
 ) -> np.ndarray:
     """Features of :func:`make_half_cheetah_mix`, (4,)."""
     # The observation is qpos without the horizontal position, (8,), then qvel, (9,): horizontal, vertical, rotation, ...
-    return np.array([info["x_velocity"], next_obs[10], next_obs[0], np.dot(action, action)])
+    energy = float(np.dot(action, action))
+    return np.array([info["x_velocity"], next_obs.item(10), next_obs.item(0), energy], dtype=np.float32)

@@ -37,7 +37,8 @@ class SawyerReachEnv(gym.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 80}
 
     def __init__(self, render_mode: str | None = None) -> None:
-        self.arm: Any = ALL_V3_ENVIRONMENTS["reach-v3"](render_mode=render_mode, camera_name="corner3")
+        make_arm: Any = ALL_V3_ENVIRONMENTS["reach-v3"]
+        self.arm = make_arm(render_mode=render_mode, camera_name="corner3")
         # What set_task does for one fixed start: here the start is drawn at each reset, from the seeded generator.
         self.arm._set_task_called = True
         self.arm._freeze_rand_vec = False
@@ -45,8 +46,8 @@ class SawyerReachEnv(gym.Env[np.ndarray, np.ndarray]):
         # Beyond it the arm refuses to move: time limits are Gymnasium's.
         self.arm.max_path_length = sys.maxsize
         self.render_mode = render_mode
-        self.observation_space: spaces.Box = self.arm.observation_space
-        self.action_space: spaces.Box = self.arm.action_space
+        self.observation_space: Any = self.arm.observation_space
+        self.action_space: spaces.Space = self.arm.action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)

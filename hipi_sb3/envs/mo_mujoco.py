@@ -5,9 +5,9 @@ They are examples: ``MultiTaskWrapper(env, VectorRewardTasks(env))`` does it for
 
 from typing import Any
 
-import gymnasium as gym
 from gymnasium.error import DependencyNotInstalled
 
+from hipi_sb3.envs.half_cheetah import make_unchecked
 from hipi_sb3.vector_reward import VectorRewardTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
@@ -29,5 +29,5 @@ def make_mo_linear(mo_id: str, flatten: bool = False, fixed_task: Any = None, **
     :param kwargs: arguments of ``gymnasium.make(mo_id, ...)``, such as ``render_mode``
     :return: the environment
     """
-    env = gym.make(mo_id, **{"disable_env_checker": True, **kwargs})
+    env = make_unchecked(mo_id, **kwargs)
     return MultiTaskWrapper(env, VectorRewardTasks(env), flatten=flatten, fixed_task=fixed_task)

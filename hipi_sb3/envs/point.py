@@ -199,7 +199,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
                 y = new_y
         self._x, self._y = x, y
 
-    # -- pictures --------------------------------------------------------------------------------------------------------
+    # -- pictures -----------------------------------------------------------------------------------------------------
 
     def show_goal(self, goal: np.ndarray | None, radius: float = 1.0) -> None:
         """

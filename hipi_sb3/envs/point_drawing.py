@@ -148,7 +148,7 @@ def _circle(*args: Any, **kwargs: Any) -> Any:
     return Circle(*args, **kwargs)
 
 
-# -- frames in NumPy: a shape is a coverage in [0, 1] a pixel, (height, width), soft at its edge -----------------------------
+# -- frames in NumPy: a shape is a coverage in [0, 1] a pixel, (height, width), soft at its edge ----------------------
 
 
 @lru_cache(maxsize=8)

@@ -41,10 +41,10 @@ class PointMassEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         before = self.point.position
-        _, *outcome = self.point.step(DRAG * self._velocity + PUSH * np.clip(action, -1.0, 1.0))
+        self.point.step(DRAG * self._velocity + PUSH * np.clip(action, -1.0, 1.0))
         # What really moved: a wall takes the velocity that points into it.
         self._velocity = np.asarray(self.point.position - before, dtype=np.float64)
-        return self._observe(), *outcome
+        return self._observe(), 0.0, False, False, {}
 
     def render(self) -> Any:
         """

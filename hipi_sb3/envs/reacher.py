@@ -1,10 +1,12 @@
 """Reach a point the gentle way: MuJoCo's two-link arm with weights on energy, velocity and distance."""
 
+import math
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from hipi_sb3.envs.half_cheetah import make_unchecked
 from hipi_sb3.tasks import LinearReward
 from hipi_sb3.wrappers import MultiTaskWrapper
 
@@ -22,7 +24,7 @@ def make_reacher_energy(flatten: bool = False, fixed_task: Any = None, **kwargs:
     :param kwargs: arguments of ``gymnasium.make("Reacher-v5", ...)``, such as ``render_mode``
     :return: the environment
     """
-    env = gym.make("Reacher-v5", **{"disable_env_checker": True, **kwargs})
+    env = make_unchecked("Reacher-v5", **kwargs)
     family = LinearReward([0, 0, 0], [1, 1, 1], features=energy_velocity_distance)
     return MultiTaskWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
 
@@ -32,5 +34,6 @@ def energy_velocity_distance(
 ) -> np.ndarray:
     """Features of :func:`make_reacher_energy`, (3,)."""
     # The observation is cos and sin of two angles, the target, two joint velocities, fingertip minus target.
-    joint_1, joint_2, x, y = next_obs[6:].tolist()
-    return np.array([-np.dot(action, action), -0.1 * np.hypot(joint_1, joint_2), -10.0 * np.hypot(x, y)])
+    joint_1, joint_2, x, y = next_obs.tolist()[6:]
+    energy = float(np.dot(action, action))
+    return np.array([-energy, -0.1 * math.hypot(joint_1, joint_2), -10.0 * math.hypot(x, y)], dtype=np.float32)

@@ -1,0 +1,117 @@
+"""The policy of HIPI-BC: pi(a | s, psi), with SAC's actor or a categorical."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.dqn.policies import QNetwork
+from stable_baselines3.sac.policies import Actor
+from torch import nn
+
+#: Scaled actions are cloned inside these bounds: tanh reaches its limits nowhere, and the likelihood of an action on the bound
+#: would be all that counts.
+MAX_ACTION = 0.999
+
+
+class TaskConditionedBCPolicy(BasePolicy):
+    """
+    pi(a | s, psi), to be cloned: SAC's actor (a squashed Gaussian) for Box actions, a categorical for Discrete ones.
+
+    :param observation_space: observation space, with the task
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param net_arch: units of the hidden layers
+    :param activation_fn: activation function
+    :param log_std_min: least log standard deviation in the likelihood. Actions of a deterministic policy would otherwise drive
+        it down for ever, and with it the learning of everything else
+    :param features_extractor_class: features extractor; that of stable-baselines3 for Dict or flat observations if None
+    :param features_extractor_kwargs: its arguments
+    :param normalize_images: whether images are divided by 255
+    :param optimizer_class: optimizer
+    :param optimizer_kwargs: its arguments, the learning rate excepted
+    """
+
+    actor: Any  # Actor, or QNetwork whose values are the logits
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        log_std_min: float = -4.0,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if features_extractor_class is None:
+            features_extractor_class = CombinedExtractor if isinstance(observation_space, spaces.Dict) else FlattenExtractor
+        self.is_discrete = isinstance(action_space, spaces.Discrete)
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=not self.is_discrete,
+        )
+        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.activation_fn = activation_fn
+        self.log_std_min = log_std_min
+        network = self._update_features_extractor(
+            {
+                "observation_space": observation_space,
+                "action_space": action_space,
+                "net_arch": self.net_arch,
+                "activation_fn": activation_fn,
+                "normalize_images": normalize_images,
+            }
+        )
+        self.actor = QNetwork(**network) if self.is_discrete else Actor(**network)
+        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        log pi(a | s, psi).
+
+        :param obs: observations with tasks, (batch_size, ...)
+        :param actions: actions, (batch_size, action_dim), scaled to [-1, 1], or (batch_size,) if discrete
+        :return: log-likelihood, (batch_size,)
+        """
+        if self.is_discrete:
+            return th.log_softmax(self.actor(obs), dim=1).gather(1, actions.long()[:, None])[:, 0]  # over actions
+        mean, log_std, _ = self.actor.get_action_dist_params(obs)
+        distribution = self.actor.action_dist.proba_distribution(mean, log_std.clamp(min=self.log_std_min))
+        return distribution.log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if not self.is_discrete:
+            return self.actor(observation, deterministic)
+        logits = self.actor(observation)
+        if deterministic:
+            return logits.argmax(dim=1)
+        return th.distributions.Categorical(logits=logits).sample()
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "log_std_min": self.log_std_min,
+            "lr_schedule": self._dummy_schedule,
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }

@@ -1,0 +1,292 @@
+"""A run that is killed and resumed ends as one that never was: same curve, same weights, same log."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+import yaml
+from conftest import require
+from numpy.testing import assert_array_equal
+
+require("rl_zoo3")
+
+from rl_zoo3.utils import ALGOS
+
+from zoo import train
+from zoo.checkpoints import ResumableCallback, checkpoints, find_damage, last_checkpoint, new_checkpoint, trim_monitor_files
+
+ROOT = Path(__file__).parent.parent
+ENV = ["--env", "SlowWalk-v0", "--gym-packages", "slow_tasks"]
+FEW = ["--seed", "3", "-n", "240", "--eval-freq", "50", "--eval-tasks", "3", "--n-eval-envs", "2", "--checkpoint-freq", "40"]
+NET = ["-params", "learning_starts:30", "policy_kwargs:dict(net_arch=[8])"]
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path, capsys):
+    """Run train.py in this process, and give what it printed."""
+    monkeypatch.setattr(sys, "argv", ["zoo/train.py"])
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        train.main(list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    return call
+
+
+def start(folder, *arguments, step_seconds=0.0):
+    """Start train.py in a process of its own."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "STEP_SECONDS": str(step_seconds)}
+    command = [sys.executable, str(ROOT / "zoo" / "train.py"), *map(str, arguments)]
+    with open(folder / "output.txt", "a") as output:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def assert_same_run(one: Path, other: Path, algo: str = "hipi_sac") -> None:
+    """Same evaluations, same final weights, same log of episodes."""
+    env_id = next(one.glob("*/run.yml")).parent.name
+    with np.load(one / "evaluations.npz") as a, np.load(other / "evaluations.npz") as b:
+        assert set(a) == set(b)
+        for name in a:
+            assert_array_equal(a[name], b[name])
+    models = [ALGOS[algo].load(folder / f"{env_id}.zip", device="cpu", buffer_size=1) for folder in (one, other)]
+    parameters = [model.get_parameters() for model in models]
+    for name, values in parameters[0].items():
+        for a, b in zip(_tensors(values), _tensors(parameters[1][name]), strict=True):
+            assert th.equal(a, b), name
+    assert models[0].num_timesteps == models[1].num_timesteps and models[0]._n_updates == models[1]._n_updates
+    for path in one.glob("*.monitor.csv"):
+        rows = [[line.split(",")[:2] for line in (folder / path.name).read_text().splitlines()[1:]] for folder in (one, other)]
+        assert rows[0] == rows[1]
+
+
+def _tensors(values):
+    if isinstance(values, th.Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _tensors(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+
+
+# -- killed runs ------------------------------------------------------------------------------------------------------
+
+
+def kill_and_resume(folder, uninterrupted, n_kills, step_seconds=0.02):
+    """Kill a run at random moments, resume it each time, and compare it with one that nobody killed."""
+    run_folder = folder / "killed/hipi_sac/SlowWalk-v0_1"
+    rng = random.Random(0)
+    process = start(folder, *ENV, *FEW, "-f", "killed", *NET, step_seconds=step_seconds)
+    for kill in range(n_kills):
+        n_resumed = kill  # entries of run.yml
+        try:
+            # Let it start, train for a while (half a checkpoint's distance to one and a half), and go.
+            wait_for(lambda n=n_resumed: _n_resumed(run_folder) == n, process)
+            time.sleep(rng.uniform(0.0, 60 * step_seconds + 0.5))
+        finally:
+            process.kill()
+            process.wait()
+        steps_before = _last_step(run_folder)
+        process = start(folder, "--resume", run_folder, step_seconds=step_seconds if kill < n_kills - 1 else 0.0)
+        wait_for(lambda n=n_resumed: _n_resumed(run_folder) == n + 1, process)
+        # Nothing but the steps since the last checkpoint is lost.
+        assert yaml.safe_load(next(run_folder.glob("*/run.yml")).read_text())["resumed"][-1]["step"] == steps_before
+    assert process.wait(timeout=120) == 0
+    assert_same_run(uninterrupted, run_folder)
+
+
+def _n_resumed(run_folder):
+    paths = list(run_folder.glob("*/run.yml"))
+    return len(yaml.safe_load(paths[0].read_text())["resumed"]) if paths else None
+
+
+def _last_step(run_folder):
+    folders = checkpoints(run_folder / "checkpoints")
+    return int(folders[-1].name) if folders else 0
+
+
+@pytest.fixture
+def uninterrupted(main, tmp_path):
+    main(*ENV, *FEW, "-f", "whole", *NET)
+    return tmp_path / "whole/hipi_sac/SlowWalk-v0_1"
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, uninterrupted):
+    kill_and_resume(tmp_path, uninterrupted, n_kills=1)
+
+
+@pytest.mark.expensive
+def test_a_run_may_be_killed_ten_times(tmp_path, uninterrupted):
+    kill_and_resume(tmp_path, uninterrupted, n_kills=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_writes_a_checkpoint_and_names_the_command_to_resume(main, tmp_path, number):
+    run_folder = tmp_path / "logs/hipi_sac/SlowWalk-v0_1"
+    process = start(tmp_path, *ENV, *FEW, *NET, step_seconds=0.01)
+    wait_for(lambda: checkpoints(run_folder / "checkpoints"), process)
+    first = _last_step(run_folder)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    last_line = (tmp_path / "output.txt").read_text().splitlines()[-1]
+    command = "python zoo/train.py --resume logs/hipi_sac/SlowWalk-v0_1"
+    assert last_line == f"Stopped by {number.name} after {_last_step(run_folder)} steps. To go on: {command}"
+    assert _last_step(run_folder) > first
+    assert "hipi_sac on SlowWalk-v0 after 240 steps" in main(*command.split()[2:])
+
+
+class Killed(BaseException):
+    """Ends a run in this process where SIGKILL would end the process."""
+
+
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [
+        ("hipi_sac", ["n_envs:2", "normalize:True", "train_freq:4", "gradient_steps:2"]),
+        (
+            "hipi_sac",
+            ["use_sde:True", "replay_buffer_kwargs:dict(strategy='hipi', log_partition='running', candidates='prior')"],
+        ),
+        ("hipi_td3", ["noise_type:'ornstein-uhlenbeck'", "noise_std:0.3"]),
+        ("hipi_tqc", []),
+        ("hipi_crossq", []),
+        ("hipi_qrdqn", ["exploration_fraction:0.9"]),
+    ],
+    ids=["several normalised environments", "gSDE and a learned log Z", "correlated noise", "TQC", "CrossQ", "QR-DQN"],
+)
+def test_whatever_a_run_depends_on_is_in_its_checkpoints(main, tmp_path, monkeypatch, algo, options):
+    env = ["--env", "PointFourRoomsGrid-v0"] if algo == "hipi_qrdqn" else ENV
+    arguments = ["--algo", algo, *env, *FEW, *NET, *options]
+    main(*arguments, "-f", "whole")
+    save, n_saved = ResumableCallback._save, 0
+
+    def save_and_die(callback):
+        nonlocal n_saved
+        save(callback)
+        n_saved += 1
+        if n_saved == 2:
+            raise Killed
+
+    monkeypatch.setattr(ResumableCallback, "_save", save_and_die)
+    with pytest.raises(Killed):
+        main(*arguments, "-f", "killed")
+    monkeypatch.setattr(ResumableCallback, "_save", save)
+    name = f"{algo}/{env[1]}_1"
+    main("--resume", f"killed/{name}")
+    assert_same_run(tmp_path / "whole" / name, tmp_path / "killed" / name, algo)
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def write(folder, step, text="x"):
+    with new_checkpoint(folder, step) as path:
+        (path / "model.zip").write_text(text)
+
+
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    for step in (90, 100, 1000):
+        write(tmp_path, step)
+    assert [path.name for path in checkpoints(tmp_path)] == ["100", "1000"]
+
+
+def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path):
+    write(tmp_path, 10)
+    with pytest.raises(Killed), new_checkpoint(tmp_path, 20) as path:
+        (path / "model.zip").write_text("half")
+        raise Killed
+    assert last_checkpoint(tmp_path) == tmp_path / "10"
+    assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "model.zip").write_text("y"), "model.zip has another checksum"),
+        (lambda path: (path / "model.zip").unlink(), "model.zip is missing"),
+        (lambda path: (path / "checksums.json").write_text('{"model'), "checksums.json cannot be read"),
+        (lambda path: (path / "checksums.json").unlink(), "checksums.json is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(tmp_path, capsys, damage, message):
+    write(tmp_path, 10)
+    write(tmp_path, 20)
+    assert find_damage(tmp_path / "20") is None
+    damage(tmp_path / "20")
+    assert last_checkpoint(tmp_path) == tmp_path / "10"
+    assert f"The checkpoint after 20 steps is damaged ({message})" in capsys.readouterr().out
+
+
+def test_a_run_with_a_damaged_checkpoint_ends_the_same_too(main, tmp_path, uninterrupted, monkeypatch):
+    """It was finished: what is written again from an earlier checkpoint is the same again."""
+    before = tmp_path / "before"
+    uninterrupted.rename(before)
+    subprocess.run(["cp", "-r", before, uninterrupted], check=True)
+    run_file = next(uninterrupted.glob("*/run.yml"))
+    run_file.write_text(run_file.read_text().replace("finished: 240\n", ""))
+    last = checkpoints(uninterrupted / "checkpoints")[-1]
+    with open(last / "replay_buffer.pkl", "r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    output = main("--resume", uninterrupted)
+    assert f"The checkpoint after {last.name} steps is damaged (replay_buffer.pkl has another checksum)" in output
+    assert_same_run(before, uninterrupted)
+
+
+def test_the_log_of_a_killed_run_is_cut_at_the_checkpoint(tmp_path):
+    path = tmp_path / "0.monitor.csv"
+    path.write_text('#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n-1.0,8,0.3\n-1.0,')
+    trim_monitor_files(tmp_path, 16)
+    assert path.read_text() == '#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n'
+
+
+# -- the run folder and mistakes --------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_explains_itself(uninterrupted):
+    run = yaml.safe_load((uninterrupted / "SlowWalk-v0/run.yml").read_text())
+    assert run["command"].startswith("python zoo/train.py --env SlowWalk-v0 ")
+    assert run["seed"] == 3 and run["finished"] == 240
+    assert set(run["versions"]) >= {"python", "torch", "stable_baselines3", "gymnasium"}
+    assert "cores" in run["machine"] and "commit" in run
+    assert {path.name for path in (uninterrupted / "SlowWalk-v0").iterdir()} >= {"config.yml", "args.yml", "command.txt"}
+    assert json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text()).keys() == {
+        "model.zip",
+        "replay_buffer.pkl",
+        "state.pkl",
+    }
+
+
+def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):
+    for arguments, message in (
+        (["--resume", uninterrupted], "is finished, after 240 steps. To go on, add -n."),
+        (["--resume", f"{uninterrupted}0"], "there is no run in"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            main(*arguments)
+        assert exit_info.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    # More steps than before are no mistake.
+    assert "hipi_sac on SlowWalk-v0 after 280 steps" in main("--resume", uninterrupted, "-n", 280)

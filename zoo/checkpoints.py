@@ -1,0 +1,306 @@
+"""
+Checkpoints from which a killed run goes on as if nothing had happened.
+
+    python zoo/train.py --env PointFourRooms-v0 --checkpoint-freq 5000
+    python zoo/train.py --resume logs/hipi_sac/PointFourRooms-v0_1
+
+A checkpoint stands between two rollouts, after the updates, and holds everything that the rest of the run depends on: model,
+optimisers, replay buffer with its log Z, counters, random state, what the callbacks have counted. Only an environment cannot
+be saved. Therefore every run, killed or not, resets its environments at a checkpoint, with a seed that depends on the run's
+seed and the step alone. That is done at the end of an episode where it can be, and the curve of a resumed run is that of one
+that was never interrupted, number for number on CPU.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+
+#: Checkpoints that are kept: should the last one be damaged, there is the one before.
+N_KEPT = 2
+
+CHECKSUMS = "checksums.json"
+
+#: What a callback has counted and found so far, where it has the attribute.
+CALLBACK_STATE = (
+    "n_calls",
+    "best_mean_reward",
+    "last_mean_reward",
+    "evaluations",
+    "evaluations_timesteps",
+    "evaluations_results",
+    "evaluations_length",
+    "evaluations_successes",
+    "history",
+    "_next",
+)
+
+#: What ``learn`` sets back although the run goes on.
+COUNTERS = ("num_timesteps", "_episode_num", "ep_info_buffer", "ep_success_buffer")
+
+
+class RunStopped(Exception):
+    """
+    A signal ended the run; its state is in a checkpoint.
+
+    :param signal_number: the signal
+    :param num_timesteps: steps so far
+    """
+
+    def __init__(self, signal_number: int, num_timesteps: int) -> None:
+        super().__init__(f"{signal.Signals(signal_number).name} after {num_timesteps} steps")
+        self.signal_number = signal_number
+
+
+class ResumableCallback(BaseCallback):
+    """
+    Writes checkpoints, and goes on from one.
+
+    :param folder: folder of the checkpoints
+    :param freq: steps between two of them, at least; the next end of an episode is waited for, up to as many steps again
+    :param seed: seed of the run
+    :param siblings: the other callbacks, whose counts are saved
+    :param resumed: checkpoint whose model and buffer were loaded, to go on from; None for a new run
+    """
+
+    def __init__(self, folder: Path, freq: int, seed: int, siblings: list[BaseCallback], resumed: Path | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self.freq = freq
+        self.seed = seed
+        self.siblings = siblings
+        self.resumed = resumed
+        self.stop_signal: int | None = None
+        self._last = 0
+        self._episode_ended = False
+        self._state: dict[str, Any] | None = None
+
+    def _init_callback(self) -> None:
+        if self.resumed is None:
+            return
+        self._state = pickle.loads((self.resumed / "state.pkl").read_bytes())
+        for name, value in self._state["counters"].items():
+            setattr(self.model, name, value)
+        self.model._num_timesteps_at_start = self.model.num_timesteps
+        self._last = self.model.num_timesteps
+        for callback, values in zip(self.siblings, self._state["callbacks"], strict=True):
+            callback.__dict__.update(values)
+
+    def _on_step(self) -> bool:
+        self._episode_ended |= bool(np.any(self.locals["dones"]))
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # Transitions are stored and updates done: nothing is under way but the episode.
+        if self._state is not None:
+            self._restore(self._state)
+            self._state = None
+            self._renew()
+        steps = self.model.num_timesteps - self._last
+        if self.stop_signal is not None:
+            if steps > 0:
+                self._save()
+            raise RunStopped(self.stop_signal, self.model.num_timesteps)
+        if (steps >= self.freq and self._episode_ended) or steps >= 2 * self.freq:
+            self._save()
+            self._renew()
+        self._episode_ended = False
+
+    def _save(self) -> None:
+        model = self.model
+        state: dict[str, Any] = {
+            "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
+            "random": (random.getstate(), np.random.get_state(), th.get_rng_state()),
+            "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+            "callbacks": [{k: v for k, v in vars(c).items() if k in CALLBACK_STATE} for c in self.siblings],
+        }
+        normalize = model.get_vec_normalize_env()
+        if normalize is not None:
+            state["normalize"] = (getattr(normalize, "obs_rms", None), normalize.ret_rms)
+        with new_checkpoint(self.folder, model.num_timesteps) as path:
+            model.save(path / "model.zip")
+            if getattr(model, "replay_buffer", None) is not None:
+                model.save_replay_buffer(path / "replay_buffer.pkl")  # type: ignore[attr-defined]
+            (path / "state.pkl").write_bytes(pickle.dumps(state))
+        self._last = model.num_timesteps
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Set back what ``learn`` has changed since the model was loaded."""
+        normalize = self.model.get_vec_normalize_env()
+        if normalize is not None:
+            obs_rms, normalize.ret_rms = state["normalize"]
+            if obs_rms is not None:
+                normalize.obs_rms = obs_rms
+        random.setstate(state["random"][0])
+        np.random.set_state(state["random"][1])
+        th.set_rng_state(state["random"][2])
+        if th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
+            th.cuda.set_rng_state_all(state["cuda"])
+
+    def _renew(self) -> None:
+        """Start new episodes with a seed that depends on the run's seed and the step alone."""
+        model, step = self.model, self.model.num_timesteps
+        env = model.env
+        assert env is not None
+        seeds = np.random.SeedSequence([self.seed, step]).generate_state(3) % 2**31
+        env.seed(int(seeds[0]))
+        model.action_space.seed(int(seeds[1]))
+        for callback in self.siblings:
+            if isinstance(callback, EvalCallback):
+                callback.eval_env.seed(int(seeds[2]))
+        model._last_obs = env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
+        if model.get_vec_normalize_env() is not None:
+            model._last_original_obs = model.get_vec_normalize_env().get_original_obs()  # type: ignore[union-attr]
+        noise = getattr(model, "action_noise", None)
+        if noise is not None:
+            noise.reset()
+        if model.use_sde:
+            model.policy.reset_noise(env.num_envs)  # type: ignore[operator]
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C write a checkpoint and end the run; a second one ends it at once."""
+
+        def stop(signal_number: int, frame: FrameType | None) -> None:
+            self.stop_signal = signal_number
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            restore()
+
+
+@contextmanager
+def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
+    """
+    Write a checkpoint that is there whole or not at all, and delete those that are too old.
+
+    :param folder: folder of the checkpoints
+    :param step: its number
+    :return: folder to write its files into
+    """
+    temporary = folder / f"writing-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+    (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
+    final = folder / str(step)
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+    os.rename(temporary, final)
+    _flush(folder)
+    for old in checkpoints(folder)[:-N_KEPT]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """
+    List the checkpoints.
+
+    :param folder: folder of the checkpoints
+    :return: their folders, the latest last
+    """
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """
+    Find the last checkpoint that is not damaged, and delete what is in the way: half-written and damaged ones.
+
+    :param folder: folder of the checkpoints
+    :return: its folder, or None
+    """
+    for path in folder.glob("writing-*"):
+        shutil.rmtree(path)
+    for path in reversed(checkpoints(folder)):
+        damage = find_damage(path)
+        if damage is None:
+            return path
+        print(f"The checkpoint after {path.name} steps is damaged ({damage}): going on from the one before.")
+        shutil.rmtree(path)
+    return None
+
+
+def find_damage(path: Path) -> str | None:
+    """
+    Compare a checkpoint with its checksums.
+
+    :param path: its folder
+    :return: what is wrong, or None
+    """
+    try:
+        sums = json.loads((path / CHECKSUMS).read_text())
+        for name, expected in sums.items():
+            if checksum(path / name) != expected:
+                return f"{name} has another checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, AttributeError):
+        return f"{CHECKSUMS} cannot be read"
+    return None
+
+
+def checksum(path: Path) -> str:
+    """
+    Compute the SHA-256 of a file.
+
+    :param path: file
+    :return: hexadecimal digits
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def trim_monitor_files(folder: Path, steps_per_env: int) -> None:
+    """
+    Drop the episodes that a killed run has logged after its checkpoint: the resumed run logs them again.
+
+    :param folder: folder of the run, with SB3's ``*.monitor.csv``
+    :param steps_per_env: steps of each environment at the checkpoint
+    """
+    for path in folder.glob("*.monitor.csv"):
+        with open(path, newline="") as file:
+            comment, *lines = file.read().splitlines(keepends=True)
+        column = next(csv.reader(lines[:1])).index("l")
+        kept, steps = lines[:1], 0
+        for line in lines[1:]:
+            if not line.endswith("\n"):
+                break  # cut off by the kill
+            steps += int(next(csv.reader([line]))[column])
+            if steps > steps_per_env:
+                break
+            kept.append(line)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(comment + "".join(kept))
+        os.replace(temporary, path)
+
+
+def _flush(path: Path) -> None:
+    """Have a file or a folder written to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
