@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hipi_sb3.envs import registered_env_ids
 
-COLUMNS = 6
-TILE, LABEL, GAP = 150, 17, 6
+COLUMNS = 7
+TILE, LABEL, GAP = 132, 17, 6
 INK = (31, 36, 48)
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     sheet = contact_sheet(tiles)
     # Few enough colours for a palette, which makes the file several times smaller.
-    sheet.quantize(200, method=Image.Quantize.MEDIANCUT).save(args.output, optimize=True)
+    sheet.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(args.output, optimize=True)
     print(f"{len(tiles)} environments: {args.output}, {args.output.stat().st_size / 1000:.0f} kB")
 
 

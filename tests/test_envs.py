@@ -16,8 +16,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+from hipi_sb3 import HIPIDQN, HIPISAC
 from hipi_sb3.envs import register_envs, registered_env_ids
 from hipi_sb3.envs.point import MAPS, MazeGoals, PointEnv, in_wall, load_walls, make_point_four_rooms
+from hipi_sb3.evaluation import evaluate_tasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 each_env = pytest.mark.parametrize("env_id", registered_env_ids())
@@ -643,3 +645,23 @@ def test_trajectories_are_drawn_into_a_small_png(tmp_path):
     assert 5_000 < path.stat().st_size < 300_000
     with pytest.raises(ValueError, match=r"12 trajectories need goals of shape \(12, 2\).*not \(3, 2\)"):
         env.unwrapped.plot_trajectories(path, observations, np.array(goals)[:3], successes)
+
+
+# -- training --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.expensive
+@each_env
+def test_2000_steps_of_training_make_no_nan(env_id):
+    env = gym.make(env_id)
+    algorithm = HIPIDQN if isinstance(env.action_space, gym.spaces.Discrete) else HIPISAC
+    model = algorithm("MultiInputPolicy", env, learning_starts=500, policy_kwargs={"net_arch": [64, 64]}, seed=0)
+    model.learn(2000)
+    assert model.num_timesteps == 2000 and model._n_updates > 300
+    parameters = [parameter for parameter in model.policy.state_dict().values() if parameter.is_floating_point()]
+    assert all(parameter.isfinite().all() for parameter in parameters)
+    samples = model.replay_buffer.sample(256)
+    for tensor in (samples.rewards, *samples.observations.values(), *samples.next_observations.values()):
+        assert tensor.isfinite().all()
+    evaluation = evaluate_tasks(model, gym.make(env_id, max_episode_steps=20), family_of(env).sample(env.np_random, 2))
+    assert np.isfinite(evaluation.returns).all()

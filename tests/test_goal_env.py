@@ -1,5 +1,6 @@
 """GoalEnv, used as it is: a drop-in for HerReplayBuffer's users, and what is refused with its reason."""
 
+import json
 import pickle
 
 import gymnasium as gym
@@ -277,3 +278,18 @@ def test_an_episodic_maze_ends_where_the_new_goal_is_reached():
     at = np.array([[0.0, 0.0], [1.0, 0.0]], dtype=np.float32)
     assert_array_equal(family.terminated(at[:, None], at), np.eye(2, dtype=bool))
     assert_array_equal(family.reward(at[:, None], at), np.eye(2))
+
+
+@pytest.mark.expensive
+def test_fetch_reach_is_learned_from_the_command_of_the_readme_and_not_without_relabeling(tmp_path):
+    require("gymnasium_robotics"), require("rl_zoo3"), require("rliable")
+    from zoo import benchmark
+
+    benchmark.main(
+        ["--suite", "fetch-reach", "--methods", "hipi,none", "--seeds", "1", "--eval-freq", "2000", "--folder", str(tmp_path)]
+    )
+    results = {entry["method"]: entry for entry in json.loads((tmp_path / "summary.json").read_text())["results"]}
+    assert results["hipi"]["timesteps"] == 10_000
+    # Three seeds of the benchmark: 1.0 each for HIPI and for HER.
+    assert results["hipi"]["iqm"] >= 0.9
+    assert results["none"]["iqm"] <= 0.3

@@ -85,7 +85,7 @@ def test_a_killed_worker_leaves_no_trial_running_and_the_study_ends_with_the_ask
 ):
     monkeypatch.syspath_prepend(ROOT / "tests")
     study = optuna.create_study(storage=make_storage(storage_url, 60), study_name="s", direction="maximize")
-    command = search(tmp_path, storage_url, "--max-total-trials", 3)
+    command = search(tmp_path, storage_url, "--max-total-trials", 3, "--heartbeat", 5)
     victim = subprocess.Popen(command, cwd=tmp_path, env=environment(step_seconds=0.05), stdout=subprocess.DEVNULL)
 
     def signed():

@@ -4,11 +4,15 @@ probability of improvement (rliable: Agarwal et al., NeurIPS 2021, arXiv 2108.13
 """
 
 import os
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import trim_mean
 
 #: What a table over several environments is called.
 ALL = "all environments"
@@ -93,10 +97,29 @@ def interval_estimates(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.ndar
     :param scores: scores of each method, (n_seeds, n_environments)
     :return: point estimates, (2,), and intervals, (2, 2): rows are lower and upper ends
     """
-    from rliable import library, metrics
+    from rliable import metrics
 
     def aggregate(values: np.ndarray) -> np.ndarray:
         return np.array([metrics.aggregate_iqm(values), metrics.aggregate_mean(values)])
+
+    return _bootstrap(scores, aggregate)
+
+
+def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Interquartile mean over the seeds at every step, with its 95 % bootstrap interval.
+
+    :param curve: curves, a row a seed
+    :return: means, (n_steps,), and intervals, (2, n_steps)
+    """
+    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0))
+    return points[""], intervals[""]
+
+
+def _bootstrap(
+    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    from rliable import library
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of arch, about the one way rliable has to seed it

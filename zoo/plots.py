@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hipi_sb3.evaluation import task_labels
-from zoo.comparison import curves_of, interval_estimates
+from zoo.comparison import ALL, curve_estimates, curves_of
 from zoo.errors import ConfigurationError, exit_with_error
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -95,10 +95,10 @@ def read_tasks(folder: Path, frame: pd.DataFrame) -> dict[tuple[str, str], tuple
             with np.load(path.parent / json.loads(path.read_text())["evaluations"]) as data:
                 if "tasks" not in data:
                     continue
-                tasks, first = np.unique(data["tasks"], axis=0, return_index=True)
+                # Every task stands once for each of its episodes.
+                tasks, index = np.unique(data["tasks"], axis=0, return_inverse=True)
                 values = (data["successes"] if "successes" in data else data["results"])[-1].astype(float)
-                # Several episodes of a task are neighbours: their mean is its score.
-                scores.append(values.reshape(len(tasks), -1).mean(axis=1)[np.argsort(np.argsort(first))])
+                scores.append(np.bincount(index.ravel(), values) / np.bincount(index.ravel()))
         if tasks is not None:
             found[str(env), str(method)] = tasks, np.stack(scores)
     return found
@@ -131,33 +131,40 @@ def all_figures(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarr
     :return: figures by name: kind and environment
     """
     looks = Looks(list(dict.fromkeys(frame["method"])))
-    figures = {}
-    for env, of_env in frame.groupby("env", sort=False):
-        metric, curves = curves_of(of_env)
+    figures: dict[str, Figure] = {}
+
+    def add(kind: str, env: str, draw: Callable[..., None], *values: Any) -> None:
+        figure = Figure(figsize=(9.0 if kind == "tasks" else 6.0, 3.8), layout="constrained")
+        axes = figure.subplots()
+        draw(axes, *values, looks)
+        axes.set_title(f"{env}: {TITLES[kind]}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        figures[f"{kind}_{env}"] = figure
+
+    of_envs = {str(env): curves_of(of_env) for env, of_env in frame.groupby("env", sort=False)}
+    for env, (metric, curves) in of_envs.items():
         label = "success rate" if metric == "success" else "mean return"
-        draws: dict[str, Callable[[Axes], None]] = {
-            "curves": lambda axes, c=curves, y=label: draw_curves(axes, c, y, looks),  # type: ignore[misc]
-            "profile": lambda axes, c=curves, x=label: draw_profile(axes, c, x, looks),  # type: ignore[misc]
-        }
-        if len(curves) > 1:
-            draws["efficiency"] = lambda axes, c=curves, x=label: draw_efficiency(axes, c, x, looks)  # type: ignore[misc]
-        of_tasks = {method: tasks[str(env), method] for method in curves if (str(env), method) in tasks}
+        add("curves", env, draw_curves, curves, label)
+        of_tasks = {method: tasks[env, method] for method in curves if (env, method) in tasks}
         if of_tasks:
-            draws["tasks"] = lambda axes, t=of_tasks, y=label: draw_tasks(axes, t, y, looks)  # type: ignore[misc]
-        for kind, draw in draws.items():
-            figure = Figure(figsize=(9.0 if kind == "tasks" else 6.0, 3.8), layout="constrained")
-            axes = figure.subplots()
-            draw(axes)
-            axes.set_title(f"{env}: {TITLES[kind]}", fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(alpha=0.25, linewidth=0.6)
-            figures[f"{kind}_{env}"] = figure
+            add("tasks", env, draw_tasks, of_tasks, label)
+        add("profile", env, draw_profile, {method: curve.iloc[:, -1:] for method, curve in curves.items()}, label)
+        if len(curves) > 1:
+            add("efficiency", env, draw_efficiency, curves, label)
+    if len(of_envs) > 1 and all(metric == "success" for metric, _ in of_envs.values()):
+        finals = [{method: curve.iloc[:, -1] for method, curve in curves.items()} for _, curves in of_envs.values()]
+        common = [method for method in finals[0] if all(method in final for final in finals)]
+        joint = {method: pd.concat([final[method] for final in finals], axis=1).dropna() for method in common}
+        joint = {method: final for method, final in joint.items() if len(final) > 0}
+        if joint:
+            add("profile", ALL, draw_profile, joint, "success rate")
     return figures
 
 
 TITLES = {
     "curves": "learning curves, IQM over seeds with 95 % bootstrap interval",
-    "profile": "performance profile, share of seeds above a final score",
+    "profile": "performance profile, share of runs above a final score",
     "efficiency": "steps that the first method needs, over those of the others",
     "tasks": "task by task at the end, mean over seeds with the range",
 }
@@ -210,10 +217,7 @@ def draw_curves(axes: Axes, curves: dict[str, pd.DataFrame], label: str, looks: 
     """
     for method, curve in curves.items():
         steps = curve.columns.to_numpy(dtype=float)
-        # An IQM for every step: scores of rliable are (n_seeds, 1).
-        estimates = [interval_estimates({method: curve[[step]].to_numpy()}) for step in curve.columns]
-        middle = [points[method][0] for points, _ in estimates]
-        low, high = np.array([intervals[method][:, 0] for _, intervals in estimates]).T
+        middle, (low, high) = curve_estimates(curve)
         axes.fill_between(steps, low, high, color=looks.color(method), alpha=0.18, linewidth=0, gid=f"method:{method}")
         axes.plot(steps, middle, **looks.line(method))
     axes.set(xlabel="environment steps", ylabel=label, xlim=(0, None))
@@ -222,26 +226,30 @@ def draw_curves(axes: Axes, curves: dict[str, pd.DataFrame], label: str, looks: 
     looks.legend(axes, list(curves))
 
 
-def draw_profile(axes: Axes, curves: dict[str, pd.DataFrame], label: str, looks: Looks) -> None:
+def draw_profile(axes: Axes, finals: dict[str, pd.DataFrame], label: str, looks: Looks) -> None:
     """
     Draw performance profiles of the final scores.
 
     :param axes: where to draw
-    :param curves: curves of each method, a row a seed
+    :param finals: final scores of each method: a row a seed, a column an environment
     :param label: name of the score
     :param looks: what methods look like
     """
     from rliable import library
 
-    final = {method: curve.iloc[:, -1:].to_numpy() for method, curve in curves.items()}
+    final = {method: values.to_numpy() for method, values in finals.items()}
     scores = np.concatenate(list(final.values()))
     low, high = (0.0, 1.0) if label == "success rate" else (float(scores.min()), float(scores.max()))
     taus = np.linspace(low, high, 101)
-    profiles, intervals = library.create_performance_profile(final, taus, reps=1000)
+
+    def share_above(scores: np.ndarray, taus: np.ndarray) -> np.ndarray:
+        return np.mean(scores.reshape(-1, 1) > taus, axis=0)  # rliable's own is a loop over taus
+
+    profiles, intervals = library.create_performance_profile(final, taus, custom_profile_func=share_above)
     for method in final:
         axes.fill_between(taus, *intervals[method], color=looks.color(method), alpha=0.12, linewidth=0, gid=f"method:{method}")
         axes.plot(taus, profiles[method], markevery=10, **looks.line(method))
-    axes.set(xlabel=f"final {label}", ylabel="share of seeds above", ylim=(-0.02, 1.02))
+    axes.set(xlabel=f"final {label}", ylabel="share of runs above", ylim=(-0.02, 1.02))
     looks.legend(axes, list(final))
 
 
@@ -310,7 +318,7 @@ def draw_tasks(axes: Axes, tasks: dict[str, tuple[np.ndarray, np.ndarray]], labe
         if n_tasks > MAX_BARS:
             axes.plot(np.linspace(0, 1, n_tasks), np.sort(mean), markevery=max(n_tasks // 10, 1), **looks.line(method))
             continue
-        # Marks in the bars: HATCHES would do the same in print, but are hard to see in narrow bars.
+        # A marker on every bar says in print what its colour says on a screen.
         x = np.arange(n_tasks) + (k - (len(tasks) - 1) / 2) * width
         for i in range(n_tasks):
             axes.bar(x[i], mean[i], width, color=looks.color(method), gid=f"method:{method}", edgecolor="white", linewidth=0.4)

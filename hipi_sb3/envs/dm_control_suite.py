@@ -323,7 +323,7 @@ def make_quadruped_goal(distance: float = 1.0, radius: float = 0.3, **options: A
     :return: the environment
     """
     family = RingGoals(distance, distance, radius, position=last_reading, limit=max(2.0, 2 * distance))
-    return _make("quadruped", "run", family, quadruped_xy, extra=quadruped_xy, upright=True, **options)
+    return _make("quadruped", "run", family, quadruped_xy, extra=quadruped_xy, upright=True, camera=1, **options)
 
 
 def make_finger_goal(radius: float = 0.01, **options: Any) -> MultiTaskWrapper:

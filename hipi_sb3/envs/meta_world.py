@@ -38,7 +38,7 @@ class SawyerReachEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, render_mode: str | None = None) -> None:
         make_arm: Any = ALL_V3_ENVIRONMENTS["reach-v3"]
-        self.arm = make_arm(render_mode=render_mode, camera_name="corner3")
+        self.arm = make_arm(render_mode=render_mode, camera_name="corner2")
         # What set_task does for one fixed start: here the start is drawn at each reset, from the seeded generator.
         self.arm._set_task_called = True
         self.arm._freeze_rand_vec = False
@@ -66,7 +66,9 @@ class SawyerReachEnv(gym.Env[np.ndarray, np.ndarray]):
 
         :return: image, (height, width, 3), uint8, with ``render_mode="rgb_array"``; otherwise None
         """
-        return self.arm.render()
+        image = self.arm.render()
+        # This camera hangs upside down.
+        return np.ascontiguousarray(image[::-1, ::-1]) if self.render_mode == "rgb_array" else image
 
     def show_goal(self, goal: np.ndarray) -> None:
         """
