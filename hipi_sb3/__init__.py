@@ -5,6 +5,8 @@ from hipi_sb3._version import __version__
 from hipi_sb3.algorithms import HIPIDDPG, HIPIDQN, HIPIQRDQN, HIPISAC, HIPITD3, HIPITQC, HIPICrossQ
 from hipi_sb3.bc import HIPIBC, TaskConditionedBCPolicy
 from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.check_family import check_family
+from hipi_sb3.goal_env import GoalEnvTasks
 from hipi_sb3.tasks import (
     CallableTasks,
     DiscreteTasks,
@@ -16,6 +18,7 @@ from hipi_sb3.tasks import (
     TaskFamily,
 )
 from hipi_sb3.trajectories import TrajectoryDataset
+from hipi_sb3.vector_reward import VectorRewardTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "CallableTasks",
     "DiscreteTasks",
     "FiniteTasks",
+    "GoalEnvTasks",
     "GoalMargin",
     "GoalReaching",
     "HIPICrossQ",
@@ -39,5 +43,7 @@ __all__ = [
     "TaskConditionedBCPolicy",
     "TaskFamily",
     "TrajectoryDataset",
+    "VectorRewardTasks",
     "__version__",
+    "check_family",
 ]

@@ -148,10 +148,11 @@ def compute_features(
         except (_NeedsSimulatorError, KeyError) as error:
             what = "the simulator" if isinstance(error, _NeedsSimulatorError) else "what was not recorded"
             raise ValueError(
-                f"{type(family).__name__} reads {what} ({error.args[0]}). Of each step only observation, "
-                f"action, next observation, reward and info ({', '.join(infos) or 'empty'}) were recorded. Use a family that does with these, such as "
-                "GoalReaching(position=<indices into the observation>) or TargetVelocity(velocity=<key of info, or function "
-                "of next_obs>). Or record through MultiTaskWrapper, with infos: their task_features are used as they are."
+                f"{type(family).__name__} reads {what} ({error.args[0]}). Of each step, only observation, action, next "
+                f"observation, reward and info ({', '.join(infos) or 'empty'}) were recorded. Use a family that does with "
+                "these, such as GoalReaching(position=<indices into the observation>) or TargetVelocity(velocity=<key of info, "
+                "or function of next_obs>). Or record through MultiTaskWrapper, with infos: their task_features are used as "
+                "they are."
             ) from error
     return features
 

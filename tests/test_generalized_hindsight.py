@@ -70,7 +70,7 @@ def test_the_point_mass_speeds_up_slows_down_and_is_stopped_by_walls():
 
 
 def test_the_point_masss_weights_are_on_velocity_distance_and_effort():
-    env, action, reward, info, obs = stepped("PointMassLinear-v0")
+    _, action, reward, info, obs = stepped("PointMassLinear-v0")
     expected = [*obs[2:], np.hypot(*obs[:2]), np.sum(action**2)]
     assert_allclose(info["task_features"], expected, rtol=1e-5)
     assert_allclose(reward, np.dot(expected, info["task"]), rtol=1e-5)

@@ -137,7 +137,7 @@ def all_figures(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarr
         figure = Figure(figsize=(9.0 if kind == "tasks" else 6.0, 3.8), layout="constrained")
         axes = figure.subplots()
         draw(axes, *values, looks)
-        axes.set_title(f"{env}: {TITLES[kind]}", fontsize=10)
+        axes.set_title(f"{env}\n{TITLES[kind]}", fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         figures[f"{kind}_{env}"] = figure
@@ -165,7 +165,7 @@ def all_figures(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarr
 TITLES = {
     "curves": "learning curves, IQM over seeds with 95 % bootstrap interval",
     "profile": "performance profile, share of runs above a final score",
-    "efficiency": "steps that the first method needs, over those of the others",
+    "efficiency": "sample efficiency: steps to a score, over those of each other method",
     "tasks": "task by task at the end, mean over seeds with the range",
 }
 

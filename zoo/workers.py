@@ -130,8 +130,10 @@ def make_storage(url: str | None, heartbeat: int) -> BaseStorage | None:
     if url is None:
         return None
     if url.endswith(".log"):
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(url))
+        # Absolute: the lock of a killed worker, a link to the journal, would be a dangling one that Optuna never takes away.
+        path = Path(url).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine_kwargs: dict[str, Any] = {"connect_args": {"timeout": 60}}  # several workers wait for one file
