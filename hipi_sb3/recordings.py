@@ -150,7 +150,7 @@ def compute_features(
             raise ValueError(
                 f"{type(family).__name__} reads {what} ({error.args[0]}). Of each step, only observation, action, next "
                 f"observation, reward and info ({', '.join(infos) or 'empty'}) were recorded. Use a family that does with "
-                "these, such as GoalReaching(position=<indices into the observation>) or TargetVelocity(velocity=<key of info, "
+                "these, such as GoalReaching(position=<indices into the observation>) or TargetVelocity(velocity=<key of info "
                 "or function of next_obs>). Or record through MultiTaskWrapper, with infos: their task_features are used as "
                 "they are."
             ) from error
