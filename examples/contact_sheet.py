@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hipi_sb3.envs import registered_env_ids
 
 COLUMNS = 7
-TILE, LABEL, GAP = 132, 17, 6
+TILE, LABEL, GAP = 150, 17, 6
 INK = (31, 36, 48)
 
 
