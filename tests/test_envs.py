@@ -208,6 +208,18 @@ def test_it_runs_in_a_subprocess_with_the_same_results_as_here(env_id):
     assert_array_equal(family.sample(np.random.default_rng(0), 3), tasks)
 
 
+@pytest.mark.expensive
+@each_env
+def test_it_is_made_in_a_fresh_process(env_id):
+    venv = SubprocVecEnv([lambda: gym.make(env_id)], start_method="spawn")
+    try:
+        venv.seed(3)
+        assert_allclose(venv.reset()["observation"][0], gym.make(env_id).reset(seed=3)[0]["observation"], rtol=1e-6)
+        pickle.dumps(venv.get_attr("task_family")[0])
+    finally:
+        venv.close()
+
+
 @pytest.mark.parametrize(
     ("env_id", "module", "extra"),
     [(env_id, *simulator_of(env_id)) for env_id in registered_env_ids() if simulator_of(env_id) is not None],
@@ -655,7 +667,8 @@ def test_trajectories_are_drawn_into_a_small_png(tmp_path):
 def test_2000_steps_of_training_make_no_nan(env_id):
     env = gym.make(env_id)
     algorithm = HIPIDQN if isinstance(env.action_space, gym.spaces.Discrete) else HIPISAC
-    model = algorithm("MultiInputPolicy", env, learning_starts=500, policy_kwargs={"net_arch": [64, 64]}, seed=0)
+    policy_kwargs = {"net_arch": [64, 64]}
+    model = algorithm("MultiInputPolicy", env, learning_starts=500, batch_size=64, policy_kwargs=policy_kwargs, seed=0)
     model.learn(2000)
     assert model.num_timesteps == 2000 and model._n_updates > 300
     parameters = [parameter for parameter in model.policy.state_dict().values() if parameter.is_floating_point()]

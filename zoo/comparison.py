@@ -72,7 +72,7 @@ def summarize(frame: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
         final = {method: curve.iloc[:, -1:].to_numpy() for method, curve in curves.items()}
         finals[str(env)] = (metric, {method: curve.iloc[:, -1] for method, curve in curves.items()})
         areas = {method: area_under(curve)[:, None] for method, curve in curves.items()}
-        area_intervals = interval_estimates(areas)[1]
+        area_intervals = interval_estimates(areas, reps=1000)[1]
         for entry in _entries(str(env), metric, final):
             method = entry["method"]
             of_method = of_env[of_env["method"] == method].groupby("seed")
@@ -90,11 +90,12 @@ def summarize(frame: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
     return summary + _over_all(finals)
 
 
-def interval_estimates(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def interval_estimates(scores: dict[str, np.ndarray], reps: int = 5000) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """
     Interquartile mean and mean with their 95 % bootstrap intervals, stratified by environment.
 
     :param scores: scores of each method, (n_seeds, n_environments)
+    :param reps: bootstrap samples
     :return: point estimates, (2,), and intervals, (2, 2): rows are lower and upper ends
     """
     from rliable import metrics
@@ -102,7 +103,7 @@ def interval_estimates(scores: dict[str, np.ndarray]) -> tuple[dict[str, np.ndar
     def aggregate(values: np.ndarray) -> np.ndarray:
         return np.array([metrics.aggregate_iqm(values), metrics.aggregate_mean(values)])
 
-    return _bootstrap(scores, aggregate)
+    return _bootstrap(scores, aggregate, reps)
 
 
 def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -112,18 +113,18 @@ def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     :param curve: curves, a row a seed
     :return: means, (n_steps,), and intervals, (2, n_steps)
     """
-    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0))
+    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0), 1000)
     return points[""], intervals[""]
 
 
 def _bootstrap(
-    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray]
+    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray], reps: int = 5000
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     from rliable import library
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of arch, about the one way rliable has to seed it
-        return library.get_interval_estimates(scores, aggregate, reps=5000, random_state=np.random.RandomState(0))
+        return library.get_interval_estimates(scores, aggregate, reps=reps, random_state=np.random.RandomState(0))
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 5000) -> dict[str, Any]:

@@ -3,6 +3,8 @@ Look at a trained policy: run it on tasks, print what came out, draw it.
 
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --plot
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --task 20 30 --task 5 25 --no-render
+    python zoo/enjoy.py --algo hipi_sac --env HalfCheetahVelocity-v0 --tasks grid --record run.mp4
+    python zoo/enjoy.py --algo hipi_sac --env ReacherDiscrete-v0 --tasks all
 
 The run is found as rl_zoo3's enjoy.py finds it: the latest of the log folder, unless --exp-id says which.
 """
@@ -27,8 +29,9 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from hipi_sb3 import TaskFamily
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
@@ -63,11 +66,15 @@ def enjoy(args: argparse.Namespace) -> None:
         check_name("environment", args.env, gym.registry)
         set_random_seed(args.seed)
         model_path, run_folder = find_run(args)
-        render = not args.no_render and has_display()
+        render = not args.no_render and args.record is None and has_display()
         env = make_env(args, run_folder, render)
         if not env.has_attr("task_family"):
             raise ConfigurationError(f"{args.env} has no task family; look at its policy with rl_zoo3's enjoy.py.")
         tasks = chosen_tasks(args, env)
+    recorder = None
+    if args.record is not None:
+        with configuration_errors(args.verbose):
+            env = recorder = VideoRecorder(env, args.record, args.fps)
     print(f"Loading {model_path}")
     algorithm_class = ALGOS[args.algo]
     # Nothing is trained, so there is nothing to store.
@@ -85,6 +92,9 @@ def enjoy(args: argparse.Namespace) -> None:
     )
     print(f"\n{args.algo} on {args.env}, task by task:\n")
     print(evaluation.table())
+    if recorder is not None:
+        recorder.save()
+        print(f"\nVideo of {len(tasks) * args.episodes} episodes, {len(recorder.frames)} frames: {recorder.path}")
     if args.plot is not None:
         picture = Path(args.plot or Path(run_folder) / "enjoy.png")
         if save_trajectory_plot(env, evaluation, picture):
@@ -118,6 +128,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="a task; again for more (default: see --eval-tasks)",
     )
+    parser.add_argument(
+        "--tasks",
+        help="instead of --task: grid (evenly over the task space, --eval-tasks of them), all (of a finite family), or prior",
+    )
+    parser.add_argument("--record", metavar="FILE", help="write a video, .mp4 or .gif; needs no display")
+    parser.add_argument("--fps", type=int, default=30, help="frames of the video a second (default: 30)")
     parser.add_argument(
         "--eval-tasks", type=int, default=20, metavar="N", help="without --task: as many as train.py evaluates (default: 20)"
     )
@@ -178,9 +194,13 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
         # Written by train.py, with Python's own types in it.
         env_kwargs.update(yaml.load(args_path.read_text(), Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
     env_kwargs.update(args.env_kwargs or {})
+    if args.record is not None:
+        env_kwargs["render_mode"] = "rgb_array"
+        if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")
     return create_test_env(
         args.env,
-        n_envs=args.n_envs,
+        n_envs=1 if args.record is not None else args.n_envs,
         stats_path=stats_path,
         seed=args.seed,
         should_render=render,
@@ -200,9 +220,117 @@ def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray:
     :raises ValueError: when a task is none of the environment's
     """
     family = env.get_attr("task_family", indices=[0])[0]
-    if args.task is None:
+    if args.task is not None:
+        if args.tasks is not None:
+            raise ConfigurationError("give either --task or --tasks, not both.")
+        return np.stack([family.check_task(task) for task in args.task])
+    if args.tasks is None:
         return evaluation_tasks(family, args.eval_tasks, TASK_SEED)
-    return np.stack([family.check_task(task) for task in args.task])
+    check_name("--tasks", args.tasks, KEY_TO_TASKS)
+    return KEY_TO_TASKS[args.tasks](family, args.eval_tasks)
+
+
+def all_tasks(family: TaskFamily, n_tasks: int) -> np.ndarray:
+    """
+    List the tasks of a finite family.
+
+    :param family: the tasks
+    :param n_tasks: not needed
+    :return: tasks, (n_tasks, task_dim)
+    :raises ConfigurationError: when the family is not finite
+    """
+    if family.tasks is None:
+        raise ConfigurationError(
+            f"--tasks all needs a finite family, but {type(family).__name__} has infinitely many. Use grid."
+        )
+    return family.tasks.copy()
+
+
+def grid_tasks(family: TaskFamily, n_tasks: int) -> np.ndarray:
+    """
+    Lay a grid over the task space, and keep what the prior allows. A finite family is a grid already.
+
+    :param family: the tasks
+    :param n_tasks: how many are wanted, about
+    :return: tasks, (n_tasks, task_dim)
+    """
+    if family.tasks is not None:
+        return family.tasks.copy()
+    low, high = family.task_space.low, family.task_space.high
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ConfigurationError(f"--tasks grid needs a bounded task space, not {family.task_space}. Use prior.")
+    # A prior that excludes a part of the space (walls, say) leaves fewer: refine until there are enough.
+    allowed = np.empty((0, family.task_dim), dtype=np.float32)
+    side = max(int(np.ceil(n_tasks ** (1 / family.task_dim))), 2)
+    while len(allowed) < n_tasks and side**family.task_dim <= 1_000_000:
+        axes = [np.linspace(a, b, side) for a, b in zip(low, high, strict=True)]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, family.task_dim).astype(np.float32)
+        allowed = grid[np.isfinite(family.log_prior(grid))]
+        side += 1
+    if len(allowed) == 0:
+        raise ConfigurationError("--tasks grid: no point of the grid has a prior probability. Use prior.")
+    # Evenly from among them, where the last refinement gave too many.
+    return allowed[np.linspace(0, len(allowed) - 1, min(n_tasks, len(allowed))).round().astype(int)]
+
+
+def prior_tasks(family: TaskFamily, n_tasks: int) -> np.ndarray:
+    """
+    Draw from the prior, as train.py does for its evaluations.
+
+    :param family: the tasks
+    :param n_tasks: how many
+    :return: tasks, (n_tasks, task_dim)
+    """
+    return family.sample(np.random.default_rng(TASK_SEED), n_tasks)
+
+
+KEY_TO_TASKS = {"grid": grid_tasks, "all": all_tasks, "prior": prior_tasks}
+
+
+class VideoRecorder(VecEnvWrapper):
+    """
+    Keeps a picture of every step.
+
+    :param venv: one environment with ``render_mode="rgb_array"``
+    :param path: file to write, ``.mp4`` or ``.gif``
+    :param fps: frames a second
+    :raises ConfigurationError: when the file is of another kind, or the environment draws nothing
+    """
+
+    def __init__(self, venv: VecEnv, path: str, fps: int) -> None:
+        super().__init__(venv)
+        self.path, self.fps = Path(path), fps
+        check_name("kind of video", self.path.suffix, [".mp4", ".gif"])
+        self.frames: list[np.ndarray] = []
+
+    def reset(self) -> Any:
+        """Reset, and draw the first picture."""
+        obs = self.venv.reset()
+        self._draw()
+        return obs
+
+    def step_wait(self) -> Any:
+        """Step, and draw what came of it."""
+        results = self.venv.step_wait()
+        self._draw()
+        return results
+
+    def _draw(self) -> None:
+        frame = self.venv.render("rgb_array")
+        if frame is None:
+            raise ConfigurationError("--record: the environment draws nothing with render_mode='rgb_array'.")
+        # The codec wants even sizes.
+        self.frames.append(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2].astype(np.uint8))
+
+    def save(self) -> None:
+        """Write the video."""
+        import imageio.v2 as imageio
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"fps": self.fps} if self.path.suffix == ".mp4" else {"duration": 1000 / self.fps, "loop": 0}
+        if self.path.suffix == ".mp4":
+            options["macro_block_size"] = 2
+        imageio.mimwrite(self.path, self.frames, **options)  # type: ignore[arg-type]
 
 
 def has_display() -> bool:

@@ -1,5 +1,5 @@
 """
-Make one HTML page of a benchmark and of single runs: tables, figures, the command behind each, filters by environment and method.
+Make one HTML page of a benchmark and of single runs: tables, figures and the command behind each, to be filtered.
 
     python zoo/report.py --folder logs/benchmark --runs logs/hipi_sac/PointFourRooms-v0_1 --out report.html
 

@@ -1,0 +1,329 @@
+"""Benchmark, plots, report and enjoy, as a user runs them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import require
+from numpy.testing import assert_allclose
+
+require("rl_zoo3")
+require("rliable")
+
+from hipi_sb3 import GoalReaching, LinearReward
+from zoo import benchmark, enjoy, plots, report
+from zoo.comparison import area_under, steps_to, summarize
+
+ROOT = Path(__file__).parent.parent
+
+
+# -- benchmark -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A benchmark of two methods, one of which breaks: folder, how it ended."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark.KEY_TO_METHOD, "broken", benchmark.Method(("strategy=nonesuch",)))
+        with pytest.raises(SystemExit) as exit_info:
+            run_benchmark(folder, "none,hipi,broken", "--jobs", "2")
+    return folder, exit_info.value.code
+
+
+def run_benchmark(folder, methods, *arguments):
+    few = ["--seeds", "1", "-n", "120", "--eval-freq", "60", "--eval-tasks", "3", "--folder", str(folder)]
+    benchmark.main(["--suite", "point", "--methods", methods, *few, *arguments])
+
+
+def test_a_broken_cell_does_not_stop_the_others(compared):
+    folder, code = compared
+    assert code == 1
+    frame = pd.read_csv(folder / "evaluations.csv")
+    assert set(frame["method"]) == {"none", "hipi"} and set(frame["timesteps"]) == {60, 120}
+    assert "Did you mean 'none'?" in (folder / "PointFourRooms-v0/broken/seed0/output.txt").read_text()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["command"].startswith("python zoo/benchmark.py --suite point") and "torch" in summary["versions"]
+    assert {"iqm", "area", "steps_to_threshold", "wall_seconds", "cpu_seconds"} <= set(summary["results"][0])
+
+
+def test_finished_cells_are_not_run_again_and_broken_ones_are(compared, monkeypatch, capsys):
+    folder, _ = compared
+    ran = []
+
+    def run_cell(cell, folder, args):
+        ran.append(cell.name)
+        return "exit code 2"
+
+    monkeypatch.setattr(benchmark, "run_cell", run_cell)
+    monkeypatch.setitem(benchmark.KEY_TO_METHOD, "broken", benchmark.Method())
+    with pytest.raises(SystemExit):
+        run_benchmark(folder, "none,hipi,broken")
+    assert ran == ["PointFourRooms-v0/broken/seed0"]
+    output = capsys.readouterr()
+    assert "3 cells, 2 of them finished before" in output.out
+    assert "broken: PointFourRooms-v0/broken/seed0: exit code 2" in output.err
+
+
+def test_the_same_cells_run_on_ray(tmp_path, compared):
+    require("ray")
+    run_benchmark(tmp_path, "none", "--engine", "ray", "--jobs", "2")
+    columns = ["method", "env", "seed", "timesteps", "mean_return", "success"]
+    here, there = (pd.read_csv(folder / "evaluations.csv")[columns] for folder in (compared[0], tmp_path))
+    pd.testing.assert_frame_equal(here[here["method"] == "none"].reset_index(drop=True), there)
+
+
+@pytest.mark.expensive
+def test_two_jobs_take_at_most_three_fifths_of_the_time(tmp_path):
+    """Needs two idle cores."""
+    if os.getloadavg()[0] > 0.5:
+        pytest.skip("the machine is not idle")
+    seconds = []
+    for jobs in (1, 2):
+        start = time.perf_counter()
+        arguments = ["--suite", "point", "--methods", "none,hipi", "--seeds", "5", "-n", "2000", "--eval-tasks", "3"]
+        benchmark.main([*arguments, "--folder", str(tmp_path / str(jobs)), "--jobs", str(jobs)])
+        seconds.append(time.perf_counter() - start)
+    assert seconds[1] <= 0.6 * seconds[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "piont"], "unknown suite 'piont'. Did you mean 'point'?"),
+        (["--methods", "none,hippi"], "unknown method 'hippi'. Did you mean 'hipi'?"),
+        (["--envs", "PointFourRoms-v0"], "unknown environment 'PointFourRoms-v0'. Did you mean 'PointFourRooms-v0'?"),
+        (["--engine", "rya"], "unknown engine 'rya'. Did you mean 'ray'?"),
+        (["--seeds", "0"], "--seeds and --jobs must be at least 1, not 0 and 1."),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exit_info:
+        benchmark.main([*arguments, "--folder", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"benchmark.py: error: {message}\n"
+
+
+# -- arithmetic ------------------------------------------------------------------------------------------------------------
+
+
+def made_up(envs=("A", "B")):
+    """Two methods whose success grows linearly to 0.8 and 0.4, five seeds apart by 0.02."""
+    return pd.DataFrame(
+        [
+            {
+                "method": method,
+                "env": env,
+                "seed": seed,
+                "timesteps": step,
+                "mean_return": -step / 100.0,
+                "success": top * step / 1000 + 0.02 * seed,
+                "wall_seconds": 10.0,
+                "cpu_seconds": 9.0,
+            }
+            for env in envs
+            for method, top in (("hipi", 0.8), ("none", 0.4))
+            for seed in range(5)
+            for step in (0, 250, 500, 1000)
+        ]
+    )
+
+
+def test_area_and_steps_to_a_threshold_on_uneven_steps():
+    curve = pd.DataFrame([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]], columns=[0, 100, 400])
+    # (100 * 0 + 300 * 0.5) / 400 and (100 * 0.5 + 300) / 400
+    assert_allclose(area_under(curve), [0.375, 0.875])
+    assert steps_to(curve, 1.0) == [400, 100]
+    assert steps_to(curve, 1.1) == [None, None]
+
+
+def test_the_summary_of_made_up_curves():
+    entries = {(entry["env"], entry["method"]): entry for entry in summarize(made_up(), threshold=0.5)}
+    hipi = entries["A", "hipi"]
+    assert_allclose(hipi["final"], [0.8, 0.82, 0.84, 0.86, 0.88])
+    # Of five seeds, the quarter that is cut off at either end is one.
+    assert_allclose([hipi["iqm"], hipi["mean"], hipi["area"]], [0.84, 0.84, 0.44])
+    assert hipi["iqm_interval"][0] <= 0.84 <= hipi["iqm_interval"][1]
+    assert hipi["steps_to_threshold"] == [1000, 1000, 1000, 1000, 1000]
+    assert_allclose(hipi["differences"]["none"]["mean"], 0.4)
+    assert hipi["differences"]["none"]["probability_of_improvement"] == 1.0
+    assert_allclose(entries["all environments", "none"]["mean"], 0.44)
+
+
+# -- plots and report ------------------------------------------------------------------------------------------------------
+
+
+def test_plots_are_written_as_png_and_svg(compared, tmp_path, capsys):
+    plots.main(["--folder", str(compared[0]), "--out", str(tmp_path)])
+    paths = [Path(line) for line in capsys.readouterr().out.split()]
+    assert {path.stem for path in paths} == {
+        f"{kind}_PointFourRooms-v0" for kind in ("curves", "tasks", "profile", "efficiency")
+    }
+    for path in paths:
+        start = path.read_bytes()[:200]
+        assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
+    assert "<dc:date>" not in (tmp_path / "curves_PointFourRooms-v0.svg").read_text()
+
+
+def test_scores_by_task_are_those_of_the_last_evaluation(compared):
+    frame = plots.read_evaluations(compared[0] / "evaluations.csv")
+    tasks, scores = plots.read_tasks(compared[0], frame)["PointFourRooms-v0", "hipi"]
+    assert tasks.shape == (3, 2) and scores.shape == (1, 3)
+    last = frame[(frame["method"] == "hipi") & (frame["timesteps"] == 120)]
+    assert_allclose(scores.mean(), last["success"].mean())
+
+
+def test_sample_efficiency_is_a_ratio_of_steps():
+    ours = pd.Series([0.0, 0.4, 0.8], index=[0, 100, 200])
+    theirs = pd.Series([0.0, 0.1, 0.4], index=[0, 200, 400])
+    ratio, reached = plots._ratio(ours, theirs, 0.2)
+    assert_allclose(ratio, 50 / (200 + 200 / 3)) and reached
+    ratio, reached = plots._ratio(ours, theirs, 0.6)
+    assert ratio == 150 / 400 and not reached
+
+
+@pytest.fixture(scope="module")
+def page(compared, tmp_path_factory):
+    """A report of made-up results in two environments and of a run."""
+    folder = tmp_path_factory.mktemp("report")
+    made_up().to_csv(folder / "evaluations.csv", index=False)
+    shutil.copy(compared[0] / "summary.json", folder)
+    run = folder / "A_1"
+    (run / "A").mkdir(parents=True)
+    values = {"algo": "hipi_sac", "env": "A", "seed": 0, "num_timesteps": 5, "mean_return": -1.0, "success_rate": None}
+    values |= {"mean_return_interval": [-2.0, 0.0], "success_rate_interval": None}
+    (run / "task_evaluation.json").write_text(json.dumps(values))
+    (run / "A/run.yml").write_text("command: python zoo/train.py --env A\n")
+    report.main(["--folder", str(folder), "--runs", str(run), "--out", str(folder / "report.html")])
+    return folder / "report.html"
+
+
+def test_the_report_is_one_file_that_loads_nothing(page):
+    text = page.read_text()
+    assert not re.search(r"<(script|img|link)[^>]+(src|href)=\"(?!data:)", text)
+    assert "@import" not in text and "url(http" not in text
+    assert text.count("<svg") == 7 and text.count("</html>") == 1
+    assert "python zoo/benchmark.py --suite point" in text and "python zoo/train.py --env A" in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def look(page, tmp_path, script, hash_=""):
+    """Open a copy of the page in Chromium, run a script in it, and give what it wrote, and what the console said."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        assert os.environ.get("CI") != "true", "CI installs chromium"
+        pytest.skip("chromium is not installed")
+    copy = tmp_path / "copy.html"
+    errors = "<script>window.problems = []; window.onerror = m => { window.problems.push(m); };</script>"
+    result = f"<script>const out = (() => {{ {script} }})(); document.title = JSON.stringify([out, window.problems]);</script>"
+    copy.write_text(page.read_text().replace("<head>", f"<head>{errors}").replace("</body>", f"{result}</body>"))
+    command = [
+        chromium,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{copy}{hash_}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    found, problems = json.loads(re.search(r"<title>(.*?)</title>", done.stdout).group(1).replace("&quot;", '"'))
+    return found, problems + console
+
+
+SHOWN = """
+const shown = part => part.getClientRects().length > 0;
+const count = selector => [...document.querySelectorAll(selector)].filter(shown).length;
+const state = () => ({figures: count("figure svg"), a: count('section[data-env="A"]'), b: count('section[data-env="B"]'),
+  rows: count('tr[data-method="none"]'), lines: count('svg [data-method="none"]'), runs: count('tr[data-env="A"]')});
+const click = name => document.querySelector(`input[value="${name}"]`).click();
+"""
+
+
+def test_the_report_opens_in_a_browser_and_its_filters_work(page, tmp_path):
+    script = SHOWN + 'const s = [state()]; click("none"); s.push(state()); click("A"); s.push(state()); '
+    script += 'click("none"); click("A"); s.push(state()); return [s, location.hash];'
+    (states, hash_), problems = look(page, tmp_path, script)
+    assert problems == []
+    everything, without_none, without_both, again = states
+    assert everything["figures"] == 7 and everything["rows"] == 3 and everything["lines"] > 0 and everything["runs"] == 1
+    assert without_none == everything | {"rows": 0, "lines": 0}
+    assert without_both == without_none | {"figures": 4, "a": 0, "runs": 0}
+    assert again == everything and hash_ == ""
+
+
+def test_a_filtered_view_is_a_link(page, tmp_path):
+    state, problems = look(page, tmp_path, SHOWN + "return state();", "#env=B&method=none")
+    assert problems == [] and (state["a"], state["b"], state["rows"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("main", [plots.main, report.main])
+def test_results_that_are_not_there_are_one_line(main, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--folder", str(tmp_path)])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "Make it with python zoo/benchmark.py" in error and error.count("\n") == 1
+
+
+# -- enjoy -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_of_tasks_lies_evenly_over_what_the_prior_allows():
+    grid = enjoy.grid_tasks(LinearReward([0.0, 0.0], [1.0, 2.0], plots.read_tasks), 9)  # its features are never asked for
+    assert_allclose(grid, [[x, y] for x in (0.0, 0.5, 1.0) for y in (0.0, 1.0, 2.0)])
+    assert_allclose(enjoy.grid_tasks(GoalReaching([-1.0], [1.0], radius=0.1), 5)[:, 0], np.linspace(-1, 1, 5))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short training in the folder that is returned."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "-n", "60", "--eval-tasks", "2", "--eval-freq", "-1"]
+    command += ["-params", "learning_starts:100", "policy_kwargs:dict(net_arch=[8])"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, env=environment, timeout=300)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".mp4"])
+def test_enjoy_records_a_video_without_a_display(trained, monkeypatch, capsys, suffix):
+    imageio = require("imageio.v2")
+    monkeypatch.chdir(trained)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    enjoy.main(["--tasks", "grid", "--eval-tasks", "2", "--record", f"video{suffix}"])
+    output = capsys.readouterr().out
+    assert "mean of 2 tasks" in output
+    n_frames = int(re.search(rf"Video of 2 episodes, (\d+) frames: video{suffix}", output).group(1))
+    frames = imageio.mimread(trained / f"video{suffix}", memtest=False)
+    # A GIF shows equal pictures, of a policy that stands still, as one for longer.
+    assert n_frames == 152 and len(frames) >= (2 if suffix == ".gif" else 0.9 * n_frames)
+    assert np.std(frames[0]) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "grd"], "unknown --tasks 'grd'. Did you mean 'grid'?"),
+        (["--tasks", "all"], "--tasks all needs a finite family, but MazeGoals has infinitely many. Use grid."),
+        (["--tasks", "grid", "--task", "1", "2"], "give either --task or --tasks, not both."),
+        (["--record", "video.mp3"], "unknown kind of video '.mp3'. Did you mean '.mp4'?"),
+    ],
+)
+def test_a_mistake_with_enjoy_is_one_line(trained, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as exit_info:
+        enjoy.main([*arguments, "--no-render"])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
