@@ -347,6 +347,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(tmp_path):
         (["-conf", "missing.yml"], "No such file or directory: 'missing.yml'"),
         (["--eval-tasks", "0"], "--eval-tasks must be at least 1, not 0."),
         (["--gym-packages", "no_such_module"], "No module named 'no_such_module'"),
+        (["--track"], "please install W&B via `pip install wandb`"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_do(mistake, arguments, message):

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = managers[0].save_path
         print(f"\nStopped by {stopped}. To go on: {command_line('train.py', ['--resume', folder])}", flush=True)
         sys.exit(128 + stopped.signal_number)
-    except (SyntaxError, NameError, ValueError, AssertionError) as error:
+    except (SyntaxError, NameError, ValueError, AssertionError, ImportError) as error:
         # Before there is a manager, rl_zoo3 does nothing but read the command line.
         if managers:
             raise
