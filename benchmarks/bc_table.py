@@ -43,7 +43,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "final (GCSL)": {"strategy": "final"},
 }
 
-N_EVALUATION_TASKS = 24
+N_EVALUATION_TASKS = 32
+
+#: Seeds of the data and of the evaluation tasks. The options in SETTINGS were chosen with others: data seed 0, task seed 0.
+DATA_SEED = 1
+TASK_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,18 @@ def make_directions() -> gym.Env:
 SETTINGS: dict[str, Setting] = {
     "goals (PointFourRooms-v0)": Setting(
         partial(gym.make, "PointFourRooms-v0"),
-        n_steps=12_000,
-        n_episodes=250,
+        n_steps=15_000,
+        n_episodes=300,
         metric="success",
-        labels={"n_candidate_tasks": 256},
+        labels={"n_candidate_tasks": 512, "temperature": "ess:8"},
         learner={"replay_buffer_kwargs": {"strategy": "future", "relabel_prob": 0.8}, "gamma": 0.98},
     ),
     "velocities (HalfCheetahVelocity-v0)": Setting(
         partial(gym.make, "HalfCheetahVelocity-v0", max_episode_steps=200),
-        n_steps=16_000,
+        n_steps=12_000,
         n_episodes=75,
         metric="return",
+        labels={"temperature": "ess:8"},
     ),
     "directions (open field)": Setting(make_directions, n_steps=3_000, n_episodes=250, metric="return"),
 }
@@ -184,7 +189,7 @@ def run(setting: Setting, dataset: TrajectoryDataset, options: dict[str, Any], n
         "MultiInputPolicy", seed=seed, device="cpu", policy_kwargs={"net_arch": [128, 128]}, **{**setting.labels, **options}
     )
     model.fit(dataset, n_updates=n_updates)
-    evaluation = evaluate_tasks(model, env, evaluation_tasks(dataset.family, N_EVALUATION_TASKS), seed=0)
+    evaluation = evaluate_tasks(model, env, evaluation_tasks(dataset.family, N_EVALUATION_TASKS, TASK_SEED), seed=TASK_SEED)
     if setting.metric == "success":
         assert evaluation.successes is not None
         return evaluation.successes[:, 0].astype(float)
@@ -238,7 +243,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="file for the results")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stages", type=int, default=3, help="trained stages of the commanded policy")
-    parser.add_argument("--updates", type=int, default=3000, help="minibatches of 256 steps")
+    parser.add_argument("--updates", type=int, default=1500, help="minibatches of 256 steps")
     parser.add_argument("--data", type=pathlib.Path, help="folder to keep the data sets in")
     parser.add_argument("--only", help="settings whose name contains this")
     args = parser.parse_args()
@@ -249,7 +254,7 @@ def main() -> None:
         if args.only and args.only not in name:
             continue
         start = time.process_time()
-        dataset, returns = make_dataset(setting, args.stages, seed=0)
+        dataset, returns = make_dataset(setting, args.stages, DATA_SEED)
         if args.data:
             args.data.mkdir(parents=True, exist_ok=True)
             dataset.save(args.data / f"{name.split()[0]}.npz")

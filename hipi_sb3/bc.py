@@ -387,11 +387,14 @@ class HIPIBC(OffPolicyAlgorithm):
 
 
 def _same_space(mine: spaces.Space, theirs: spaces.Space, task_key: str) -> bool:
-    """Whether two spaces are the same; of the goals of a GoalEnv only the shape counts, their space is often unbounded."""
-    if not isinstance(mine, spaces.Dict) or not isinstance(theirs, spaces.Dict):
+    """Whether two spaces are the same. The goals of a GoalEnv often have no bounds: then their shape has to do."""
+    if mine == theirs or not isinstance(mine, spaces.Dict) or not isinstance(theirs, spaces.Dict):
         return mine == theirs
+    goals = mine.spaces.get(task_key)
+    has_bounds = not isinstance(goals, spaces.Box) or goals.is_bounded()
     return mine.keys() == theirs.keys() and all(
-        mine[key].shape == theirs[key].shape and (key == task_key or mine[key] == theirs[key]) for key in mine
+        mine[key].shape == theirs[key].shape if key == task_key and not has_bounds else mine[key] == theirs[key]
+        for key in mine
     )
 
 
