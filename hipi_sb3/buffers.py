@@ -5,7 +5,6 @@ import time
 import weakref
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from hipi_sb3.candidates import CandidateSampler, check_candidates
 from hipi_sb3.episodes import EpisodeIndex, grow
 from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
+from hipi_sb3.label_pool import LabelPool
 from hipi_sb3.layout import TaskLayout, each, gather, take
 from hipi_sb3.log_partition import LogPartition, make_log_partition
 from hipi_sb3.names import lookup
@@ -34,18 +34,6 @@ _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_rep
 
 #: Diagnostics that need extra scores are taken once in so many samples.
 _FULL_DIAGNOSTICS_EVERY = 100
-
-#: Batches whose relabeled rows fit into the pool of ``label_reuse``.
-_POOL_BATCHES = 4
-
-
-@dataclass
-class _LabelPool:
-    """Rows with labels that serve several batches: ``at`` (n,) each, ``tasks`` (n, task_dim), and how many uses are left."""
-
-    at: tuple[np.ndarray, np.ndarray]
-    tasks: np.ndarray
-    n_left: int
 
 
 class HIPIReplayBuffer(ReplayBuffer):
@@ -155,7 +143,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.env_terminated = self._allocate(dtype=bool)
         self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
         self._n_samples = 0
-        self._pool: _LabelPool | None = None
+        self._pool: LabelPool | None = None
 
         self.family: TaskFamily | None = None
         self._family_is_given = family is not None
@@ -381,6 +369,8 @@ class HIPIReplayBuffer(ReplayBuffer):
 
         self._close_broken_episodes(obs)
         pos = self.pos
+        if self.full and self._pool is not None:
+            self._pool.forget(pos)
         _store(self.observations, pos, obs)
         _store(self.next_observations, pos, next_obs)
         self.actions[pos] = action.reshape((self.n_envs, self.action_dim))
@@ -612,25 +602,23 @@ class HIPIReplayBuffer(ReplayBuffer):
         """
         Replace the rows of a batch that are to be relabeled by rows whose labels are known.
 
-        A pool of rows is relabeled at once and serves the next batches, until each of its labels has been used about
-        ``label_reuse`` times. It holds several batches' worth, so that a row does not come back at once.
-
         :param at: ring indices and environment indices of the batch, (batch_size,) each; changed in place
         :param rows: which rows of the batch are to be relabeled, (n_rows,)
         :param env: associated ``VecNormalize``, if any
         :return: their new tasks, (n_rows, task_dim)
         """
-        if self._pool is None or self._pool.n_left < len(rows):
-            size = max(1, round(_POOL_BATCHES * self.relabel_prob * len(at[0])))
-            pool_at = (self.rng.integers(self.size(), size=size), self.rng.integers(self.n_envs, size=size))
-            obs, next_obs = gather(self.observations, pool_at), gather(self.next_observations, pool_at)
-            batch = RelabelBatch(self, pool_at, obs, next_obs, np.arange(size), env)
-            self._pool = _LabelPool(pool_at, self._relabel(batch, self.label_reuse), self.label_reuse * size)
-        chosen = self.rng.integers(len(self._pool.tasks), size=len(rows))
-        self._pool.n_left -= len(rows)
-        for mine, theirs in zip(at, self._pool.at, strict=True):
-            mine[rows] = theirs[chosen]
-        return self._pool.tasks[chosen]
+        n_new = max(1, round(self.relabel_prob * len(at[0])))
+        if self._pool is None:
+            self._pool = LabelPool(n_new, self.require_family().task_dim, self.label_reuse)
+        if self._pool.is_due(len(rows)):
+            new = (self.rng.integers(self.size(), size=n_new), self.rng.integers(self.n_envs, size=n_new))
+            obs, next_obs = gather(self.observations, new), gather(self.next_observations, new)
+            batch = RelabelBatch(self, new, obs, next_obs, np.arange(n_new), env)
+            self._pool.add(new, self._relabel(batch, self.label_reuse))
+        drawn, tasks = self._pool.draw(len(rows), self.rng)
+        for mine, theirs in zip(at, drawn, strict=True):
+            mine[rows] = theirs
+        return tasks
 
     def judge(self, features: np.ndarray, tasks: np.ndarray, env_terminated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
