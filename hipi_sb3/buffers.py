@@ -70,8 +70,8 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
-    :param label_reuse: how often a label that the critic gave is used before it is inferred anew: divides the cost of
-        scoring; the transitions themselves come back as often
+    :param label_reuse: how often a label that the critic gave is used, in the mean: divides the cost of scoring, see
+        :class:`~hipi_sb3.label_pool.LabelPool`; 1 to infer each label anew
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
     :param gamma: discount of that return; has to be the algorithm's
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
@@ -98,7 +98,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         n_candidate_tasks: int = 32,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
-        label_reuse: int = 1,
+        label_reuse: int = 16,
         n_steps: int = 1,
         gamma: float = 0.99,
     ) -> None:
@@ -480,7 +480,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
             relabeled = self.rng.random(len(batch_inds)) < self.relabel_prob
         rows = np.flatnonzero(relabeled)
-        pooled = self._reuse_labels(at, rows, env) if self.label_reuse > 1 and self.strategy.needs_scores else None
+        pooled = self._reuse_labels(at, rows, env) if self.label_reuse > 1 and self._asks_the_critic else None
 
         obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
         tasks = self.layout.get(obs)
@@ -588,13 +588,16 @@ class HIPIReplayBuffer(ReplayBuffer):
         terminated = np.max(dones * counts, axis=1)
         return returns, terminated, self.gamma**length, (steps + length - 1) % self.buffer_size
 
+    @property
+    def _asks_the_critic(self) -> bool:
+        """Whether labels come from the critic by now."""
+        return self.strategy.needs_scores and self.model._n_updates >= self.warmup_updates
+
     def _relabel(self, batch: RelabelBatch, n_uses: int = 1) -> np.ndarray:
         """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
         start = time.perf_counter()
-        strategy = self.strategy
-        if strategy.needs_scores and self.model._n_updates < self.warmup_updates:
-            strategy = RandomTask()
-        tasks = strategy.assign(batch, self.rng)
+        is_early = self.strategy.needs_scores and not self._asks_the_critic
+        tasks = (RandomTask() if is_early else self.strategy).assign(batch, self.rng)
         self._log(batch, tasks, (time.perf_counter() - start) / n_uses)
         return tasks
 

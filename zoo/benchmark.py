@@ -41,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY_TO_SUITE: dict[str, list[str]] = {
     "point": ["PointFourRooms-v0"],
     "point-paper": ["PointFourRoomsPaper-v0"],
+    # Tasks that are no goals: HER has nothing to relabel with.
+    "point-tasks": ["PointFixedGoals-v0", "PointMassLinear-v0"],
     # The HIPI paper, and what its authors' code has beyond it.
     "paper": [
         "QuadrupedGoal-v0",
@@ -102,7 +104,7 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
     # ... uses of a label, ...
-    "hipi_reuse8": Method(("label_reuse=8",)),
+    "hipi_reuse1": Method(("label_reuse=1",)),
     # ... candidates, ...
     "hipi_commanded": Method(("candidates=batch",)),
     "hipi_achieved": Method(("candidates=achieved",)),
