@@ -16,12 +16,20 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_normalization
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
-from zoo.checkpoints import ResumableCallback, last_checkpoint, trim_monitor_files
+from zoo.checkpoints import (
+    ResumableCallback,
+    continued_logger,
+    deaf_to_ctrl_c,
+    last_checkpoint,
+    read_state,
+    trim_monitor_files,
+)
+from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
@@ -68,7 +76,7 @@ class TaskExperimentManager(SearchManager):
             self.save_path = resume
             self.params_path = os.path.join(resume, self.env_name)
             self.checkpoint = last_checkpoint(Path(resume) / CHECKPOINTS)
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and LauncherBC.dataset_path is None:
             self.trained_agent = str(self.checkpoint / "model.zip")
             self.continue_training = True
 
@@ -134,11 +142,13 @@ class TaskExperimentManager(SearchManager):
         if eval_env and self._eval_env_kwargs_args is None:
             # rl_zoo3 gives those of the YAML file to the training environments only.
             self.eval_env_kwargs = self.env_kwargs
-        if self.resume is not None and not eval_env:
+        if self.checkpoint is not None and not eval_env:
             # Episodes are logged once: those after the checkpoint are played again.
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
-            trim_monitor_files(Path(self.save_path), int(self.checkpoint.name) // n_envs if self.checkpoint else 0)
-        env = super().create_envs(n_envs, eval_env, no_log)
+            trim_monitor_files(Path(self.save_path), read_state(self.checkpoint)["monitor"])
+        is_subproc = self.vec_env_class is SubprocVecEnv and not self.optimize_hyperparameters
+        with deaf_to_ctrl_c() if is_subproc else nullcontext():
+            env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
         return env
 
@@ -158,7 +168,8 @@ class TaskExperimentManager(SearchManager):
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
             siblings = list(self.callbacks)
-            self.callbacks.append(ResumableCallback(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
+            kind = ResumableCallback if LauncherBC.dataset_path is None else CloningCheckpoints
+            self.callbacks.append(kind(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
 
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
@@ -191,6 +202,8 @@ class TaskExperimentManager(SearchManager):
         :param model: model
         :raises RunStopped: when a signal stopped the run
         """
+        if self.checkpoint is not None and self.tensorboard_log is not None:
+            model.set_logger(continued_logger(self.checkpoint, self.verbose))
         callback = next((callback for callback in self.callbacks if isinstance(callback, ResumableCallback)), None)
         with callback.stoppable() if callback is not None else nullcontext():
             super().learn(model)
