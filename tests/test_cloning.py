@@ -79,6 +79,15 @@ def test_the_launcher_searches_on_a_data_set(main: Callable[..., str], dataset: 
     assert "Number of finished trials:  2" in output and "relabel_strategy" in output
 
 
+def test_a_data_set_that_is_not_there_is_one_line(main: Callable[..., str], capsys: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main("-n", 10, "--dataset", "nosuch.npz", *QUICK)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "nosuch.npz" in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("logs/*/*"))
+
+
 def test_a_data_set_is_for_cloning_only(main: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main("--algo", "hipi_sac", "--dataset", "data.npz")

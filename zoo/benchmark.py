@@ -10,6 +10,7 @@ interquartile mean with bootstrap intervals (rliable: Agarwal et al., NeurIPS 20
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -204,14 +205,16 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     :return: cells, seed by seed, so that an interrupted benchmark has all methods
     :raises ConfigurationError: when a name is unknown
     """
-    if args.envs:
-        envs = args.envs.split(",")
-        for env in envs:
-            check_name("environment", env, gym.registry)
-    else:
-        suite = args.suite or "point"
-        check_name("suite", suite, KEY_TO_SUITE)
-        envs = KEY_TO_SUITE[suite]
+    suite = args.suite or "point"
+    check_name("suite", suite, KEY_TO_SUITE)
+    envs = args.envs.split(",") if args.envs else KEY_TO_SUITE[suite]
+    for env in envs:
+        for package in packages_of(env):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ConfigurationError(f"{env} needs {package}: pip install {package.replace('_', '-')}") from error
+        check_name("environment", env, gym.registry)
     methods = args.methods.split(",")
     for method in methods:
         check_name("method", method, KEY_TO_METHOD)
@@ -219,6 +222,16 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigurationError(f"--seeds and --jobs must be at least 1, not {args.seeds} and {args.jobs}.")
     return [Cell(method, env, seed) for seed in range(args.seeds) for env in envs for method in methods]
+
+
+def packages_of(env: str) -> list[str]:
+    """
+    List the packages that register an environment which is not of this repository.
+
+    :param env: id of the environment
+    :return: modules to import
+    """
+    return sorted({package for suite, package in SUITE_TO_PACKAGE.items() if env in KEY_TO_SUITE[suite]})
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -236,13 +249,20 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     missing = [cell for cell in cells if not (folder / cell.name / "cell.json").is_file()]
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; {args.jobs} at a time")
     broken = []
-    start = time.perf_counter()
+    start, load = time.perf_counter(), os.getloadavg()[0]
     ended = KEY_TO_ENGINE[args.engine](missing, folder, args) if missing else iter(())
     for done, (cell, reason) in enumerate(ended, start=1):
         if reason is not None:
             broken.append((cell, reason))
         minutes = (time.perf_counter() - start) / 60
         print(f"[{done}/{len(missing)}, {minutes:.1f} min] {cell.name} {'broken' if reason else 'finished'}", flush=True)
+    finished = [path for cell in missing if (path := folder / cell.name / "cell.json").is_file()]
+    if finished:
+        cpu_seconds = sum(json.loads(path.read_text())["cpu_seconds"] for path in finished)
+        print(
+            f"{len(finished)} cells in {time.perf_counter() - start:.0f} s of wall time and {cpu_seconds:.0f} s of CPU time, "
+            f"{args.jobs} at a time; load of the machine before: {load:.2f}"
+        )
     return broken
 
 
@@ -264,8 +284,8 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     # A cell that breaks is run again from its start.
     command += ["--checkpoint-freq", "0"]
     command += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
-    packages = {package for suite, package in SUITE_TO_PACKAGE.items() if cell.env in KEY_TO_SUITE[suite]}
-    command += ["--gym-packages", *sorted(packages)] if packages else []
+    packages = packages_of(cell.env)
+    command += ["--gym-packages", *packages] if packages else []
     command += ["--relabel", *method.relabel] if method.relabel else []
     start = time.perf_counter()
     with open(run_folder / "output.txt", "w") as output:

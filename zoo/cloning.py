@@ -39,9 +39,19 @@ class LauncherBC(HIPIBC):
         """
         if self.dataset_path is None:
             return super().learn(total_timesteps, callback, *args, **kwargs)
-        assert self.env is not None
+        return self.fit(self.load_dataset(), n_updates=total_timesteps, callback=callback, progress_bar=self.verbose > 0)
+
+    def load_dataset(self) -> TrajectoryDataset:
+        """
+        Open the data set.
+
+        :return: data set; its arrays stay in their files
+        :raises ValueError: when its spaces are not those of the environment
+        """
+        assert self.env is not None and self.dataset_path is not None
         dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
-        return self.fit(dataset, n_updates=total_timesteps, callback=callback, progress_bar=self.verbose > 0)
+        self._take_spaces(dataset)
+        return dataset
 
 
 class CloningCheckpoints(ResumableCallback):

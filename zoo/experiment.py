@@ -15,6 +15,7 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import SummaryWriter
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_normalization
 
@@ -94,7 +95,12 @@ class TaskExperimentManager(SearchManager):
         results = None
         try:
             with configuration_errors(self.verbose):
-                results = super().setup_experiment()
+                if self.tensorboard_log is not None and SummaryWriter is None:
+                    raise ConfigurationError("TensorBoard is not installed: pip install tensorboard")
+                model_and_hyperparams = super().setup_experiment()
+                if LauncherBC.dataset_path is not None and model_and_hyperparams is not None:
+                    model_and_hyperparams[0].load_dataset()  # type: ignore[attr-defined]
+                results = model_and_hyperparams
         finally:
             # Neither a failed set-up nor a search has a model: what rl_zoo3 made would pass for the latest run.
             if results is None and not existed:

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 
 from hipi_sb3.evaluation import task_labels
 from zoo.comparison import ALL, curve_estimates, curves_of
-from zoo.errors import ConfigurationError, exit_with_error
+from zoo.errors import ConfigurationError, check_name, exit_with_error
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 LINES = ("-", "--", "-.", ":")
@@ -64,16 +64,22 @@ def read_evaluations(path: Path, methods: str | None = None) -> pd.DataFrame:
     :param path: CSV file, see :func:`zoo.benchmark.gather`
     :param methods: names separated by commas; all if None
     :return: evaluations
-    :raises ConfigurationError: when there are none
+    :raises ConfigurationError: when there are none, or none of a method
     """
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}. Make it with python zoo/benchmark.py --folder {path.parent}")
-    frame = pd.read_csv(path)
-    if methods is not None:
-        frame = frame[frame["method"].isin(methods.split(","))]
-    if len(frame) == 0:
-        raise ConfigurationError(f"{path} has no evaluations{f' of {methods}' if methods else ''}.")
-    return frame
+    try:
+        frame = pd.read_csv(path)
+    except ValueError as error:  # those of pandas are ValueErrors
+        raise ConfigurationError(f"{path} is no CSV file: {' '.join(str(error).split())}") from error
+    missing = {"method", "env", "seed", "timesteps", "mean_return", "success"} - set(frame)
+    if missing or len(frame) == 0:
+        raise ConfigurationError(f"{path} has no evaluations{f': no {sorted(missing)[0]}' if missing else ''}.")
+    if methods is None:
+        return frame
+    for method in methods.split(","):
+        check_name("method", method, list(dict.fromkeys(frame["method"])))
+    return frame[frame["method"].isin(methods.split(","))]
 
 
 def read_tasks(folder: Path, frame: pd.DataFrame) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:

@@ -25,7 +25,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from zoo.comparison import ALL, median_steps, summarize, with_interval, write_atomically
-from zoo.errors import ConfigurationError, exit_with_error
+from zoo.errors import ConfigurationError, configuration_errors, exit_with_error
 from zoo.plots import Looks, all_figures, read_evaluations, read_tasks
 from zoo.provenance import command_line
 
@@ -67,7 +67,8 @@ def make_page(args: argparse.Namespace, command: str) -> str:
     folder = Path(args.folder)
     frame = read_evaluations(folder / args.csv)
     path = folder / args.summary
-    about = json.loads(path.read_text()) if path.is_file() else {}
+    with configuration_errors():
+        about = json.loads(path.read_text()) if path.is_file() else {}
     summary = summarize(frame, args.threshold)
     figures = all_figures(frame, read_tasks(folder, frame))
     methods = list(dict.fromkeys(frame["method"]))
