@@ -73,6 +73,14 @@ def test_finished_cells_are_not_run_again_and_broken_ones_are(compared, monkeypa
     assert "broken: PointFourRooms-v0/broken/seed0: exit code 2" in output.err
 
 
+def test_cells_of_another_benchmark_are_not_taken_for_finished(compared, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run_benchmark(compared[0], "none,hipi", "-n", "130")
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "PointFourRooms-v0/none/seed0" in error and "-n 120" in error and error.count("\n") == 1
+
+
 def test_the_same_cells_run_on_ray(tmp_path, compared):
     require("ray")
     run_benchmark(tmp_path, "none", "--engine", "ray", "--jobs", "2")

@@ -245,8 +245,21 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     :param folder: folder of the benchmark
     :param args: command line
     :return: cells that broke, with the reason
+    :raises ConfigurationError: when cells were run before with other options
     """
-    missing = [cell for cell in cells if not (folder / cell.name / "cell.json").is_file()]
+    missing = []
+    for cell in cells:
+        path = folder / cell.name / "cell.json"
+        if not path.is_file():
+            missing.append(cell)
+            continue
+        options = cell_options(cell, args)
+        before = json.loads(path.read_text()).get("options", options)
+        if before != options:
+            raise ConfigurationError(
+                f"{cell.name} in {folder} was run with other options ({' '.join(before)}): results of different runs would "
+                "stand in one table. Choose another --folder."
+            )
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; {args.jobs} at a time")
     broken = []
     start, load = time.perf_counter(), os.getloadavg()[0]
@@ -266,6 +279,23 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     return broken
 
 
+def cell_options(cell: Cell, args: argparse.Namespace) -> list[str]:
+    """
+    List the options of ``zoo/train.py`` that decide what a cell gives.
+
+    :param cell: the cell
+    :param args: command line
+    :return: options
+    """
+    method, packages = KEY_TO_METHOD[cell.method], packages_of(cell.env)
+    options = ["--algo", method.algo, "--env", cell.env, "--seed", str(cell.seed)]
+    options += ["--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
+    options += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
+    options += ["--gym-packages", *packages] if packages else []
+    options += ["--relabel", *method.relabel] if method.relabel else []
+    return options
+
+
 def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     """
     Run one cell in a process of its own.
@@ -275,18 +305,12 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     :param args: command line
     :return: why it broke, or None
     """
-    method = KEY_TO_METHOD[cell.method]
     run_folder = folder / cell.name
     run_folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--algo", method.algo, "--env", cell.env]
-    command += ["--seed", str(cell.seed), "--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
-    command += ["--log-folder", str(run_folder / "logs"), "--verbose", "0", "-uuid"]
+    options = cell_options(cell, args)
     # A cell that breaks is run again from its start.
-    command += ["--checkpoint-freq", "0"]
-    command += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
-    packages = packages_of(cell.env)
-    command += ["--gym-packages", *packages] if packages else []
-    command += ["--relabel", *method.relabel] if method.relabel else []
+    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--checkpoint-freq", "0", "--verbose", "0", "-uuid"]
+    command += ["--log-folder", str(run_folder / "logs"), *options]
     start = time.perf_counter()
     with open(run_folder / "output.txt", "w") as output:
         # In a session of its own: Ctrl-C would end a training early, and it would look finished.
@@ -306,6 +330,7 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         return f"exit code {process.returncode}; its last words are in {run_folder / 'output.txt'}"
     values = {
         "command": command[1:],
+        "options": options,
         "evaluations": str(results[-1].relative_to(run_folder)),
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
