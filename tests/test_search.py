@@ -325,7 +325,7 @@ def test_a_search_in_a_goal_env_judges_trials_by_the_same_goals(main, monkeypatc
 
         def step_wait():
             results = observe()
-            goals.append(results[0]["desired_goal"].copy())
+            goals.append(callback.eval_env.get_original_obs()["desired_goal"])
             return results
 
         with pytest.MonkeyPatch.context() as patch:

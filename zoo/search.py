@@ -55,7 +55,7 @@ class TrialSeededEvalCallback(TrialEvalCallback):
     """
 
     def __init__(self, *args: Any, n_episodes: int, n_eval_episodes: int = 5, **kwargs: Any) -> None:
-        super().__init__(*args, n_eval_episodes=max(n_episodes, n_eval_episodes), **kwargs)
+        super().__init__(*args, **{**kwargs, "n_eval_episodes": max(n_episodes, n_eval_episodes)})
 
     def _on_step(self) -> bool:
         self.eval_env.seed(SEARCH_TASK_SEED)  # for the next reset, which begins an evaluation
