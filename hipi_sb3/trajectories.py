@@ -16,7 +16,6 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.layout import gather
 from hipi_sb3.tasks import TaskFamily
 
 #: Steps that are read at a time.
@@ -185,12 +184,12 @@ class TrajectoryDataset:
         rows = (oldest + np.arange(size)) % buffer.buffer_size
         # Environment by environment, each from its oldest row on: (n_envs, size) -> (n_envs * size,).
         at = (np.tile(rows, buffer.n_envs), np.repeat(np.arange(buffer.n_envs), size))
-        is_first = buffer.episodes.step[at] == 0
+        is_first = buffer.episodes.step(at) == 0
         is_first[::size] = True
         starts = np.flatnonzero(is_first)
         ends = np.append(starts[1:], len(is_first)) - 1
         space, action_space = buffer.observation_space, buffer.action_space
-        observations, inner = gather(buffer.observations, at), space
+        observations, inner = buffer.store.observations(at), space
         tasks = layout.get(observations)[starts]
         if isinstance(space, spaces.Dict):
             observations, inner = without_task(observations, layout.key), without_task(space, layout.key)
@@ -208,7 +207,7 @@ class TrajectoryDataset:
             action_space,
             observations,
             actions,
-            buffer.features[at],
+            buffer.features_at(at),
             np.diff(np.append(starts, len(is_first))),
             tasks,
             buffer.env_terminated[at][ends],
