@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,24 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from hipi_sb3.buffer_files import read_state, space_from_json, space_to_json, write_state
 from hipi_sb3.candidates import CandidateSampler, check_candidates
 from hipi_sb3.episodes import EpisodeIndex, grow
 from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
 from hipi_sb3.label_pool import LabelPool
 from hipi_sb3.layout import TaskLayout, each, take
-from hipi_sb3.log_partition import LogPartition, make_log_partition
-from hipi_sb3.names import lookup
-from hipi_sb3.relabel import HIPI, MaximumAPosteriori, NoRelabeling, RandomTask, Strategy, TaskInference, make_strategy
+from hipi_sb3.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
+from hipi_sb3.names import describe, lookup
+from hipi_sb3.relabel import (
+    HIPI,
+    KEY_TO_STRATEGY,
+    MaximumAPosteriori,
+    NoRelabeling,
+    RandomTask,
+    Strategy,
+    TaskInference,
+    make_strategy,
+)
 from hipi_sb3.relabel_batch import RelabelBatch
 from hipi_sb3.scores import KEY_TO_SCORE, learner_class
 from hipi_sb3.storage import ObservationStore
@@ -287,7 +298,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         """What a function reads of every row that was written, and zeros; not to be written to, for that would be lost."""
 
         def full(values: np.ndarray) -> np.ndarray:
-            array = grow(values, self.buffer_size)
+            array = grow(values, self.buffer_size)  # values are a copy already
             array.flags.writeable = False
             return array
 
@@ -680,6 +691,117 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     # -- copies and files ---------------------------------------------------------------------------------------------
 
+    def save(self, path: str | Path) -> None:
+        """
+        Write the buffer into a folder, as plain arrays and a JSON file, see :mod:`hipi_sb3.buffer_files`.
+
+        Whenever the process is killed, the folder holds the buffer that it held before, or this one. The algorithm, its
+        environment and the code of the family are not in it.
+
+        :param path: folder; what an earlier ``save`` wrote there is replaced
+        :raises RuntimeError: when the tasks are not known yet
+        :raises FileExistsError: when there is something else in that place
+        """
+        family = self.require_family()
+        log_partition = self.inference.log_partition
+        state = {
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "n_rows": self.buffer_size,
+            "n_envs": self.n_envs,
+            "options": {name: getattr(self, name) for name in _PLAIN_OPTIONS}
+            | {
+                "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
+                "temperature": self.inference.temperature,
+                "strategy": describe(self.strategy, KEY_TO_STRATEGY),
+                "log_partition": describe(log_partition, KEY_TO_LOG_PARTITION),
+            },
+            "tasks": {"space": space_to_json(family.task_space), "feature_dim": family.feature_dim},
+            "pos": self.pos,
+            "full": self.full,
+            "n_samples": self._n_samples,
+            "generator": None if self._rng is None else self._rng.bit_generator.state,
+            "log_partition": {"class": type(log_partition).__qualname__, "state": log_partition.state_dict()},
+            "label_pool": None if self._pool is None else vars(self._pool),
+            "episodes": self.episodes.state_dict(),
+            "observations": self.store.arrays(),
+            "transitions": {name.strip("_"): getattr(self, name)[: self.size()] for name in self._row_arrays()},
+        }
+        write_state(path, state)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: OffPolicyAlgorithm | None = None, mmap: bool = False, **options: Any
+    ) -> "HIPIReplayBuffer":
+        """
+        Read what :meth:`save` wrote.
+
+        :param path: folder
+        :param model: the algorithm that it will belong to, as after :meth:`attach`; set ``model.replay_buffer`` to the result
+        :param mmap: map the arrays of a full buffer into memory instead of reading them; new transitions do not reach the file
+        :param options: options of the constructor that replace the saved ones. ``family`` has to be given where no model with
+            an environment brings it, and so has a strategy or an estimator of your own where the model was not built with it
+        :return: the buffer
+        :raises FileNotFoundError: when there is none, or an array is missing
+        :raises ValueError: when a file is damaged or of another version, an option is missing, or spaces or tasks do not fit
+        """
+        state = read_state(path, mmap)
+        given = {} if model is None else model.replay_buffer_kwargs
+        saved = state["options"]
+        for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
+            if name in options:
+                continue
+            key = saved[name]["name"]
+            if key is not None:
+                saved[name] = registry[key](**saved[name]["arguments"])
+            elif type(given.get(name)).__qualname__ == saved[name]["class"]:
+                saved[name] = given[name]
+            else:
+                raise ValueError(
+                    f"The buffer in {path} had an object of the class {saved[name]['class']} as its {name}, and code is not "
+                    f"saved. Pass {name}=... to HIPIReplayBuffer.load, or in replay_buffer_kwargs to the algorithm."
+                )
+        if "family" in given:
+            options.setdefault("family", given["family"])
+        buffer = cls(
+            state["n_rows"] * state["n_envs"],
+            space_from_json(state["observation_space"]),
+            space_from_json(state["action_space"]),
+            n_envs=state["n_envs"],
+            **{"device": "auto" if model is None else model.device, **saved, **options},
+        )
+        if model is not None:
+            buffer.attach(model)
+        if buffer.family is None:
+            raise ValueError(
+                f"The buffer in {path} needs its task family, and code is not saved. Pass family=... to "
+                "HIPIReplayBuffer.load, or a model that has its environment (model.set_env(env))."
+            )
+        tasks = {"space": space_to_json(buffer.family.task_space), "feature_dim": buffer.family.feature_dim}
+        if tasks != state["tasks"]:
+            raise ValueError(
+                f"The buffer in {path} holds transitions of tasks in {space_from_json(state['tasks']['space'])} with "
+                f"{state['tasks']['feature_dim']} features, but {type(buffer.family).__name__} has "
+                f"{buffer.family.task_space} with {buffer.family.feature_dim}. Use the family that it was filled with."
+            )
+        buffer._restore(state)
+        return buffer
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`save` has saved besides the options."""
+        self.pos, self.full, self._n_samples = state["pos"], state["full"], state["n_samples"]
+        if state["generator"] is not None:
+            self._rng = np.random.default_rng(0)
+            self._rng.bit_generator.state = state["generator"]
+        log_partition = self.inference.log_partition
+        if type(log_partition).__qualname__ == state["log_partition"]["class"]:
+            log_partition.load_state_dict(state["log_partition"]["state"])
+        self._pool = None if state["label_pool"] is None else LabelPool.restore(state["label_pool"])
+        self.episodes.load_state_dict(state["episodes"])
+        self.store.set_arrays(state["observations"])
+        for name in self._row_arrays():
+            self.__dict__[name] = grow(state["transitions"][name.strip("_")], self.buffer_size)
+
     def __getstate__(self) -> dict[str, Any]:
         """State without the algorithm and its environment, and without the rows that were never written."""
         state = {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref", "store")}
@@ -689,6 +811,11 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
+        if "observations" in state:
+            raise ValueError(
+                "This HIPIReplayBuffer was pickled by an earlier version of hipi_sb3, which stored observations differently. "
+                "Unpickle it with that version, or collect the transitions again."
+            )
         stored = state.pop("store", None)
         self.__dict__.update(state)
         self._model_ref = None
@@ -713,6 +840,19 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def _allocate(self, *shape: int, dtype: Any = np.float32) -> np.ndarray:
         return np.zeros((self.buffer_size, self.n_envs, *shape), dtype=dtype)
+
+
+#: Options of the constructor that are attributes of the same name, and plain values.
+_PLAIN_OPTIONS = (
+    "handle_timeout_termination",
+    "score",
+    "n_candidate_tasks",
+    "relabel_prob",
+    "warmup_updates",
+    "label_reuse",
+    "n_steps",
+    "gamma",
+)
 
 
 def _owner_of(buffer: HIPIReplayBuffer) -> OffPolicyAlgorithm | None:

@@ -151,12 +151,12 @@ class EpisodeIndex:
         """
         Restore what :meth:`state_dict` returned.
 
-        :param state: the state
+        :param state: the state; its arrays become the index's own
         """
         self.n_added, self.n_used = state["n_added"], len(state["last_row"])
         self.slots = grow(state["slots"], self.buffer_size)
-        self.last_row, self.n_before = state["last_row"].copy(), state["n_before"].copy()
-        self.current, self.length = state["current"].copy(), state["length"].copy()
+        self.last_row, self.n_before = state["last_row"], state["n_before"]
+        self.current, self.length = state["current"], state["length"]
         self._recent = deque((tuple(row) for row in state["recent"].tolist()), maxlen=N_RECENT_EPISODES)
         free = np.ones(self.n_used, dtype=bool)
         free[self.slots[: self._n_rows]] = False
@@ -196,8 +196,10 @@ def grow(array: np.ndarray, n_rows: int) -> np.ndarray:
 
     :param array: (n, ...)
     :param n_rows: rows wanted, at least n
-    :return: (n_rows, ...); a copy
+    :return: (n_rows, ...); the array itself if it has as many
     """
+    if len(array) == n_rows:
+        return array
     full = np.zeros((n_rows, *array.shape[1:]), dtype=array.dtype)
     full[: len(array)] = array
     return full

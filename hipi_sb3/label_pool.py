@@ -1,5 +1,7 @@
 """Labels that are used several times, so that the critic is asked less often."""
 
+from typing import Any
+
 import numpy as np
 
 #: How many batches' worth of labels the pool holds: so many that hardly a row of it comes twice into a batch, or into two
@@ -70,3 +72,15 @@ class LabelPool:
         :param step: ring index
         """
         self.is_valid[self.steps == step] = False
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> "LabelPool":
+        """
+        Make a pool from what ``vars`` said of another one.
+
+        :param state: its attributes
+        :return: the pool
+        """
+        pool = object.__new__(cls)
+        pool.__dict__.update(state)
+        return pool

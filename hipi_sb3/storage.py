@@ -190,7 +190,7 @@ class ObservationStore:
         """
         Restore what :meth:`arrays` returned; ``episodes`` has to be restored before.
 
-        :param arrays: the arrays
+        :param arrays: the arrays; they become the store's own
         """
         n_rows, n_slots = self.episodes.buffer_size, len(self.episodes.last_row)
         self.rows = {key: grow(array, n_rows) for key, array in arrays["rows"].items()}

@@ -323,11 +323,12 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same_too(main, tmp_path, unint
     run_file = next(uninterrupted.glob("*/run.yml"))
     run_file.write_text(run_file.read_text().replace("finished: 240\n", ""))
     last = checkpoints(uninterrupted / "checkpoints")[-1]
-    with open(last / "replay_buffer.pkl", "r+b") as file:
-        file.seek(1000)
+    damaged = next(last.glob("replay_buffer/arrays-*/transitions.actions.npy"))
+    with open(damaged, "r+b") as file:
+        file.seek(200)
         file.write(b"damage")
     output = main("--resume", uninterrupted)
-    assert f"The checkpoint after {last.name} steps is damaged (replay_buffer.pkl has another checksum)" in output
+    assert f"The checkpoint after {last.name} steps is damaged ({damaged.relative_to(last)} has another checksum)" in output
     assert_same_run(before, uninterrupted)
 
 
@@ -348,11 +349,9 @@ def test_a_run_folder_explains_itself(uninterrupted):
     assert set(run["versions"]) >= {"python", "torch", "stable_baselines3", "gymnasium"}
     assert "cores" in run["machine"] and "commit" in run
     assert {path.name for path in (uninterrupted / "SlowWalk-v0").iterdir()} >= {"config.yml", "args.yml", "command.txt"}
-    assert json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text()).keys() == {
-        "model.zip",
-        "replay_buffer.pkl",
-        "state.pkl",
-    }
+    sums = json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text())
+    assert {name.partition("/")[0] for name in sums} == {"model.zip", "replay_buffer", "state.pkl"}
+    assert "replay_buffer/buffer.json" in sums
 
 
 def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):

@@ -11,7 +11,6 @@ seed and the step alone. That is done at the end of an episode where it can be, 
 that was never interrupted, number for number on CPU.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -29,10 +28,14 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
+from hipi_sb3.buffer_files import checksum, flush
+
 #: Checkpoints that are kept: should the last one be damaged, there is the one before.
 N_KEPT = 2
 
 CHECKSUMS = "checksums.json"
+
+REPLAY_BUFFER = "replay_buffer"
 
 #: What a callback has counted and found so far, where it has the attribute.
 CALLBACK_STATE = (
@@ -146,7 +149,8 @@ class ResumableCallback(BaseCallback):
         """Write the model and its buffer into the folder of a checkpoint."""
         self.model.save(path / "model.zip")
         if getattr(self.model, "replay_buffer", None) is not None:
-            self.model.save_replay_buffer(path / "replay_buffer.pkl")  # type: ignore[attr-defined]
+            # A folder of arrays where the algorithm writes one, else stable-baselines3 adds ".pkl".
+            self.model.save_replay_buffer(path / REPLAY_BUFFER)  # type: ignore[attr-defined]
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Set back what ``learn`` has changed since the model was loaded."""
@@ -214,14 +218,15 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
     (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+    for path in (*temporary.rglob("*"), temporary):
+        flush(path)
     final = folder / str(step)
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.rename(temporary, final)
-    _flush(folder)
+    flush(folder)
     for old in checkpoints(folder)[:-N_KEPT]:
         shutil.rmtree(old)
 
@@ -274,17 +279,6 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def checksum(path: Path) -> str:
-    """
-    Compute the SHA-256 of a file.
-
-    :param path: file
-    :return: hexadecimal digits
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     Read what a checkpoint holds beside the model and its buffer.
@@ -334,12 +328,3 @@ def deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _flush(path: Path) -> None:
-    """Have a file or a folder written to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
 from zoo.checkpoints import (
+    REPLAY_BUFFER,
     ResumableCallback,
     continued_logger,
     deaf_to_ctrl_c,
@@ -200,6 +201,14 @@ class TaskExperimentManager(SearchManager):
             run = _load_yaml(Path(self.params_path) / RUN_FILE)
             run["resumed"].append({"date": provenance()["date"], "step": int(self.checkpoint.name) if self.checkpoint else 0})
         _write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """Load a model as rl_zoo3 does, with its pickled replay buffer if there is one, or with one that is a folder."""
+        model = super()._load_pretrained_agent(hyperparams, env)
+        folder = Path(self.trained_agent).parent / REPLAY_BUFFER
+        if folder.is_dir():
+            model.load_replay_buffer(folder)  # type: ignore[attr-defined]
+        return model
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
