@@ -10,6 +10,7 @@ To add a family: subclass :class:`TaskFamily` (or fill in :class:`CallableTasks`
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -86,8 +87,16 @@ class TaskFamily(ABC):
         :return: tasks, (n, task_dim), float32
         """
         if self.tasks is not None:
-            return self.tasks[rng.choice(len(self.tasks), size=n, p=np.exp(self.log_prior(self.tasks)))]
+            # What rng.choice(p=...) does, without its checks.
+            return self.tasks[self._cumulative_prior.searchsorted(rng.random(n), side="right")]
         return rng.uniform(self.prior_space.low, self.prior_space.high, size=(n, self.task_dim)).astype(np.float32)
+
+    @cached_property
+    def _cumulative_prior(self) -> np.ndarray:
+        """Probability of each task of a finite family and of those before it, (n_tasks,)."""
+        assert self.tasks is not None
+        cumulative = np.exp(self.log_prior(self.tasks)).cumsum()
+        return cumulative / cumulative[-1]
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
         """
