@@ -504,10 +504,13 @@ class TargetVelocity(TaskFamily):
             velocity = info[self.velocity]
         else:
             velocity = self.velocity(env, obs, action, next_obs, reward, info)
-        return np.array([np.asarray(velocity).item(), float(np.dot(action, action))], dtype=np.float32)
+        if not isinstance(velocity, float):
+            velocity = np.asarray(velocity).item()
+        features = np.empty(2, dtype=np.float32)
+        features[0], features[1] = velocity, np.asarray(action).dot(action)
+        return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        features = np.asarray(features)
         effort = features[1] if features.ndim == 1 else features[..., 1]
         return -self._error(features, tasks) - self._cost * effort
 
@@ -516,10 +519,9 @@ class TargetVelocity(TaskFamily):
 
     def _error(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         # The same float32 arithmetic for one step (scalars, which are fast) and for a batch.
-        features, tasks = np.asarray(features), np.asarray(tasks, dtype=np.float32)
         if features.ndim == tasks.ndim == 1:
             return abs(features[0] - tasks[0])
-        return np.abs(features[..., 0] - tasks[..., 0])
+        return np.abs(features[..., 0] - np.asarray(tasks, dtype=np.float32)[..., 0])
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------
