@@ -95,6 +95,8 @@ def learner(kind: str, n_transitions: int, env: gym.Env | None = None, width: in
     buffer = {"sac": DictReplayBuffer, "her": HerReplayBuffer}.get(kind, HIPIReplayBuffer)
     algorithm = HIPISAC if kind == "hipisac" else SAC
     kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": "cpu", "seed": 0}
+    # Far from full in all benchmarks; core_speed.py has what a larger one costs.
+    kwargs["buffer_size"] = min(100_000, 50 * n_transitions)
     kwargs["policy_kwargs"] = {"net_arch": [width, width]}
     model = algorithm("MultiInputPolicy", env, learning_starts=n_transitions, **kwargs)
     return model.learn(n_transitions, log_interval=None)

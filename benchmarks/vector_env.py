@@ -125,7 +125,7 @@ def measure_points(env_ids: list[str], turns: int, n_steps: int, num_envs: int) 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--turns", type=int, default=60)
+    options.add_argument("--turns", type=int, default=25)
     options.add_argument("--num-envs", type=int, default=64)
     args = options.parse_args()
     env_ids = [env_id for env_id in registered_env_ids() if gym.spec(env_id).vector_entry_point is not None]
