@@ -115,7 +115,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int) -> dict
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
         "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
     }
-    print(f"\ngradient steps a second: batch {batch_size}, nets 256 x 256; candidates as given, relabel_prob 0.5")
+    print(f"\ngradient steps a second: batch {batch_size}, nets {width} x {width}; candidates as given, relabel_prob 0.5")
     cheetah = {name: learner(kind, n_transitions, None, width, **options) for name, (kind, options) in kinds.items()}
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
