@@ -11,6 +11,9 @@ EXTRAS ?= $(if $(filter true,$(CI)),all,zoo$(comma)dev)
 PYTEST_WORKERS ?= 2
 ARGS ?=
 
+BENCHMARKS := core_speed gradient_speed relabel_cost end_to_end vector_env footprint env_speed
+BENCH_RESULTS ?= benchmarks/results
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
@@ -23,7 +26,7 @@ help:
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the learning tests, which train for minutes"
-	@echo "make bench           speed and memory of the buffer against those of stable-baselines3"
+	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
 	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
 	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
 	@echo "make format          sort imports and format"
@@ -41,7 +44,7 @@ test-expensive: $(STAMP)
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive $(ARGS)
 
 bench: $(STAMP)
-	$(RUN) benchmarks/core_speed.py $(ARGS)
+	set -e; for name in $(BENCHMARKS); do $(RUN) benchmarks/$$name.py --json $(BENCH_RESULTS)/$$name.json $(ARGS); done
 
 search-postgres: $(STAMP)
 	$(BIN)/python -c 'import psycopg' 2> /dev/null || $(BIN)/pip install -c $(VENV)/constraints.txt 'psycopg[binary]'

@@ -2,42 +2,28 @@
 
     OMP_NUM_THREADS=1 python benchmarks/core_speed.py --json benchmarks/results/core_speed.json
 
-What is compared takes turns (A, B, C, A, B, C, ...), so that whatever else the machine does meets all of them alike. A ratio
-is the median over the turns, with the 95 % bootstrap interval of that median.
+``sample(256)`` with HER's "future" and the bytes a transition, on FetchReach's spaces. See :mod:`benchmarks.measuring`.
 """
 
-import argparse
-import gc
-import json
 import pathlib
-import platform
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import stable_baselines3
-import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper  # noqa: E402
+from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
+from hipi_sb3 import GoalReaching, HIPIReplayBuffer
 
 # The spaces of Gymnasium-Robotics' FetchReach-v4.
 OBSERVATION_DIM, GOAL_DIM, ACTION_DIM = 10, 3, 4
 EPISODE_LENGTH = 50
 FETCH_GOALS = GoalReaching(low=[1.0, 0.4, 0.3], high=[1.6, 1.1, 0.9], radius=0.05, terminate=False)
 FETCH_ACTIONS = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
-
-# The task-conditioned half cheetah: 17 observations, 1 task, and 3 more to make 21 inputs.
-TRAIN_TASK_DIM, TRAIN_INPUTS, TRAIN_ACTIONS = 1, 21, 6
 
 
 def unbounded(*shape: int, dtype: Any = np.float64) -> spaces.Box:
@@ -182,120 +168,6 @@ def bytes_per_transition(buffer: ReplayBuffer) -> float:
     return total / buffer.buffer_size / buffer.n_envs
 
 
-# -- learners -------------------------------------------------------------------------------------------------------
-
-
-class Noise(gym.Env):
-    """Random observations, of a half cheetah's size."""
-
-    observation_space = unbounded(TRAIN_INPUTS - TRAIN_TASK_DIM, dtype=np.float32)
-    action_space = spaces.Box(-1.0, 1.0, (TRAIN_ACTIONS,), np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._obs(), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        return self._obs(), 0.0, False, bool(self.np_random.random() < 0.01), {}
-
-    def _obs(self) -> np.ndarray:
-        return self.np_random.standard_normal(self.observation_space.shape).astype(np.float32)
-
-
-def learners(n_transitions: int) -> dict[str, SAC]:
-    """Plain SAC and SAC with our buffer, nets of 256 x 256, with some transitions collected."""
-    goals = GoalReaching(low=[-3.0] * TRAIN_TASK_DIM, high=[3.0] * TRAIN_TASK_DIM, radius=0.3)
-    options = {"n_candidate_tasks": 32, "relabel_prob": 0.5}
-    kinds: dict[str, dict[str, Any]] = {
-        "sac": {"replay_buffer_class": DictReplayBuffer},
-        "hipi_none": {"replay_buffer_kwargs": {"strategy": "none"}},
-        "hipi_future": {"replay_buffer_kwargs": {"strategy": "future", **options}},
-        "hipi_q": {"replay_buffer_kwargs": {"score": "q", **options}},
-        "hipi": {"replay_buffer_kwargs": options},
-        "hipisac": {"replay_buffer_kwargs": options},
-    }
-    models = {}
-    for name, kind in kinds.items():
-        kwargs = {"replay_buffer_class": HIPIReplayBuffer, **kind}
-        algorithm = HIPISAC if name == "hipisac" else SAC
-        model = algorithm(
-            "MultiInputPolicy", MultiTaskWrapper(Noise(), goals), learning_starts=n_transitions, seed=0, device="cpu", **kwargs
-        )
-        model.learn(n_transitions, log_interval=None)  # collects only
-        models[name] = model
-    return models
-
-
-# -- measuring ------------------------------------------------------------------------------------------------------
-
-
-def take_turns(functions: dict[str, Callable[[], Any]], turns: int, calls: int) -> dict[str, np.ndarray]:
-    """
-    Time of a call, measured in turns.
-
-    :param functions: what to measure
-    :param turns: turns of each
-    :param calls: calls a turn
-    :return: seconds a call, (turns,) each
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # warm up
-    gc.disable()
-    for _ in range(turns):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            times[name].append((time.perf_counter() - start) / calls)
-    gc.enable()
-    return {name: np.array(values) for name, values in times.items()}
-
-
-def interval_of_median(values: np.ndarray) -> dict[str, float]:
-    """Median and its 95 % bootstrap interval."""
-    draws = np.random.default_rng(0).choice(values, size=(2000, len(values)))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
-
-
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
-    """Ratio of two measurements, turn by turn."""
-    return interval_of_median(numerator / denominator)
-
-
-def machine() -> dict[str, Any]:
-    """Where this ran."""
-    cpu = platform.processor()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "threads": th.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": th.__version__,
-        "numpy": np.__version__,
-        "stable_baselines3": stable_baselines3.__version__,
-    }
-
-
-def commit() -> str:
-    """Commit of the code that was measured, with ``+changes`` if it was changed since."""
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "none") + ("+changes" if git("status", "--porcelain") else "")
-
-
-def show(label: str, value: dict[str, float], target: str, unit: str = "") -> None:
-    interval = f"[{value['low']:.2f}, {value['high']:.2f}]"
-    print(f"{label:<62}{value['median']:8.2f}{unit} {interval:<16} {target}")
-
-
 def measure_sampling(n: int, turns: int) -> dict[str, Any]:
     """``sample(256)`` from full buffers, and their memory."""
     buffers = full_buffers(n)
@@ -312,53 +184,20 @@ def measure_sampling(n: int, turns: int) -> dict[str, Any]:
         "bytes_per_transition": memory,
         "memory_hipi_over_her": memory["hipi_future"] / memory["her"],
     }
-    show("  HerReplayBuffer's time / ours", result["her_over_hipi"], "at least 4")
+    show("  HerReplayBuffer's time / ours", result["her_over_hipi"], "at least 5")
     show("  DictReplayBuffer's time / ours", result["dict_over_hipi"], "")
     shares = {key: round(value) for key, value in memory.items()}
-    print(f"memory, bytes a transition: {shares}; ours / HER's {result['memory_hipi_over_her']:.2f} (at most 0.6)")
+    print(f"memory, bytes a transition: {shares}; ours / HER's {result['memory_hipi_over_her']:.2f} (at most 0.5)")
     return result
 
 
-def measure_training(turns: int) -> dict[str, Any]:
-    """Gradient steps a second."""
-    models = learners(2000)
-    times = take_turns({name: (lambda m=model: m.train(1, batch_size=256)) for name, model in models.items()}, turns, calls=5)
-    print("\ngradient steps a second: batch 256, nets 256 x 256, 21 inputs, 6 actions; 32 candidates, relabel_prob 0.5")
-    for name, seconds in times.items():
-        show(f"  {name}", interval_of_median(1 / seconds), "", " /s")
-    ratios = {name: ratio(times["sac"], seconds) for name, seconds in times.items() if name != "sac"}
-    for name, value in ratios.items():
-        show(f"  {name} / plain SAC", value, "at least 0.35" if name in ("hipi", "hipisac") else "")
-    return {
-        "steps_per_second": {name: interval_of_median(1 / seconds) for name, seconds in times.items()},
-        "relative_to_sac": ratios,
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--transitions", type=int, default=1_000_000, help="size of the buffers that are sampled")
-    parser.add_argument("--turns", type=int, default=40, help="turns that each candidate gets")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
-    args = parser.parse_args()
-    th.set_num_threads(1)
-    started = time.perf_counter()
-    here = machine()
-    print(", ".join(f"{key} {value}" for key, value in here.items()))
-    result = {
-        "command": " ".join(["python", "benchmarks/core_speed.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": here,
-        "transitions": args.transitions,
-        "turns": args.turns,
-        "sampling": measure_sampling(args.transitions, args.turns),
-        "training": measure_training(args.turns),
-    }
-    result["seconds"] = round(time.perf_counter() - started)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"\nwritten to {args.json}")
+    options = parser(__doc__)
+    options.add_argument("--transitions", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes of the buffers")
+    options.add_argument("--turns", type=int, default=40, help="turns that each candidate gets")
+    args = options.parse_args()
+    sizes, turns = ([1000], 2) if args.quick else (args.transitions, args.turns)
+    run("core_speed.py", args, lambda: {"turns": turns, "sampling": {str(n): measure_sampling(n, turns) for n in sizes}})
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ Resets are not timed, and processor time is counted, not the clock's: what else 
 the median over the turns, with the 95 % bootstrap interval of that median; the aim is 0.8 or more.
 """
 
-import argparse
 import gc
-import json
 import pathlib
 import sys
 import time
@@ -21,11 +19,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.core_speed import commit, interval_of_median, machine  # noqa: E402
-from hipi_sb3.envs import registered_env_ids  # noqa: E402
+from benchmarks.measuring import interval_of_median, parser, run
+from hipi_sb3.envs import registered_env_ids
 
 STEPS_A_TURN = 50
 
@@ -107,33 +104,29 @@ def measure(env_id: str, turns: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=40, help=f"turns of {STEPS_A_TURN} steps (default: %(default)s)")
-    parser.add_argument("--envs", nargs="+", default=registered_env_ids(), help="ids; all if not given")
-    parser.add_argument("--json", type=pathlib.Path, help="also write the numbers to this file")
-    args = parser.parse_args()
-    results = {}
+def measure_all(env_ids: list[str], turns: int) -> dict[str, Any]:
+    results: dict[str, Any] = {}
     print(f"{'':24}{'steps/s':>10}{'own steps/s':>14}{'ratio':>8}")
-    for env_id in args.envs:
-        results[env_id] = result = measure(env_id, args.turns)
+    for env_id in env_ids:
+        try:
+            results[env_id] = result = measure(env_id, turns)
+        except gym.error.DependencyNotInstalled as error:
+            print(f"{env_id:24} not measured: {error}")
+            continue
         line = f"{env_id:24}{result['steps_per_second']['median']:10.0f}"
         if "ratio" in result:
             own, ratio = result["own_steps_per_second"]["median"], result["ratio"]
             line += f"{own:14.0f}{ratio['median']:8.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
         print(line, flush=True)
-    if args.json is not None:
-        values = {
-            "command": " ".join(["python", "benchmarks/env_speed.py", *sys.argv[1:]]),
-            "commit": commit(),
-            "machine": machine(),
-            "turns": args.turns,
-            "steps_a_turn": STEPS_A_TURN,
-            "environments": results,
-        }
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(values, indent=1) + "\n")
-        print(f"written to {args.json}")
+    return {"turns": turns, "steps_a_turn": STEPS_A_TURN, "environments": results}
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=40, help=f"turns of {STEPS_A_TURN} steps (default: %(default)s)")
+    options.add_argument("--envs", nargs="+", default=registered_env_ids(), help="ids; all if not given")
+    args = options.parse_args()
+    run("env_speed.py", args, lambda: measure_all(args.envs, 2 if args.quick else args.turns))
 
 
 if __name__ == "__main__":

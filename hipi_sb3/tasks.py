@@ -10,6 +10,7 @@ To add a family: subclass :class:`TaskFamily` (or fill in :class:`CallableTasks`
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -86,8 +87,16 @@ class TaskFamily(ABC):
         :return: tasks, (n, task_dim), float32
         """
         if self.tasks is not None:
-            return self.tasks[rng.choice(len(self.tasks), size=n, p=np.exp(self.log_prior(self.tasks)))]
+            # What rng.choice(p=...) does, without its checks.
+            return self.tasks[self._cumulative_prior.searchsorted(rng.random(n), side="right")]
         return rng.uniform(self.prior_space.low, self.prior_space.high, size=(n, self.task_dim)).astype(np.float32)
+
+    @cached_property
+    def _cumulative_prior(self) -> np.ndarray:
+        """Probability of each task of a finite family and of those before it, (n_tasks,)."""
+        assert self.tasks is not None
+        cumulative = np.exp(self.log_prior(self.tasks)).cumsum()
+        return cumulative / cumulative[-1]
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
         """
@@ -495,10 +504,13 @@ class TargetVelocity(TaskFamily):
             velocity = info[self.velocity]
         else:
             velocity = self.velocity(env, obs, action, next_obs, reward, info)
-        return np.array([np.asarray(velocity).item(), float(np.dot(action, action))], dtype=np.float32)
+        if not isinstance(velocity, float):
+            velocity = np.asarray(velocity).item()
+        features = np.empty(2, dtype=np.float32)
+        features[0], features[1] = velocity, np.asarray(action).dot(action)
+        return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        features = np.asarray(features)
         effort = features[1] if features.ndim == 1 else features[..., 1]
         return -self._error(features, tasks) - self._cost * effort
 
@@ -507,10 +519,9 @@ class TargetVelocity(TaskFamily):
 
     def _error(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         # The same float32 arithmetic for one step (scalars, which are fast) and for a batch.
-        features, tasks = np.asarray(features), np.asarray(tasks, dtype=np.float32)
         if features.ndim == tasks.ndim == 1:
             return abs(features[0] - tasks[0])
-        return np.abs(features[..., 0] - tasks[..., 0])
+        return np.abs(features[..., 0] - np.asarray(tasks, dtype=np.float32)[..., 0])
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------

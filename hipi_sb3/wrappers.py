@@ -44,6 +44,7 @@ class MultiTaskWrapper(gym.Wrapper):
                 "FilterObservation first."
             )
         self.task_family = family
+        self._feature_shape = (family.feature_dim,)
         self._tasks_end = type(family).terminated is not TaskFamily.terminated
         self.flatten = flatten
         if flatten:
@@ -106,7 +107,7 @@ class MultiTaskWrapper(gym.Wrapper):
         features = np.asarray(
             family.features(self.env, self._inner_obs, action, next_obs, inner_reward, info), dtype=np.float32
         )
-        if features.shape != (family.feature_dim,):
+        if features.shape != self._feature_shape:
             raise ValueError(
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
                 f"expected ({family.feature_dim},)."
@@ -117,8 +118,9 @@ class MultiTaskWrapper(gym.Wrapper):
         reward = float(family.reward(features, task))
         if not math.isfinite(reward):
             self._raise_not_finite("reward", reward)
-        terminated = bool(env_terminated) or (self._tasks_end and bool(family.terminated(features, task)))
-        info = {**info, "task": task.copy(), "task_features": features, "env_terminated": bool(env_terminated)}
+        env_terminated = bool(env_terminated)
+        terminated = env_terminated or (self._tasks_end and bool(family.terminated(features, task)))
+        info = {**info, "task": task.copy(), "task_features": features, "env_terminated": env_terminated}
         success = family.success(features, task)
         if success is not None:
             info["is_success"] = bool(success)

@@ -22,23 +22,31 @@ def _mujoco(entry_point: str, max_episode_steps: int, **kwargs: Any) -> dict[str
 _ENVS: dict[str, dict[str, Any]] = {
     "PointFourRooms-v0": {
         "entry_point": "hipi_sb3.envs.point:make_point_four_rooms",
+        "vector_entry_point": "hipi_sb3.envs.point_vector:make_point_four_rooms_vector",
         "max_episode_steps": 75,
     },
     # The setting of the HIPI paper: noisy actions and a small goal.
     "PointFourRoomsPaper-v0": {
         "entry_point": "hipi_sb3.envs.point:make_point_four_rooms",
+        "vector_entry_point": "hipi_sb3.envs.point_vector:make_point_four_rooms_vector",
         "max_episode_steps": 75,
         "kwargs": {"action_noise": 1.0, "radius": 0.3},
     },
     "PointFourRoomsGrid-v0": {
         "entry_point": "hipi_sb3.envs.point_discrete:make_point_four_rooms_grid",
+        "vector_entry_point": "hipi_sb3.envs.point_vector:make_point_four_rooms_grid_vector",
         "max_episode_steps": 75,
     },
     "PointFixedGoals-v0": {
         "entry_point": "hipi_sb3.envs.point_discrete:make_point_fixed_goals",
+        "vector_entry_point": "hipi_sb3.envs.point_vector:make_point_fixed_goals_vector",
         "max_episode_steps": 30,
     },
-    "PointCorners-v0": {"entry_point": "hipi_sb3.envs.point:make_point_corners", "max_episode_steps": 100},
+    "PointCorners-v0": {
+        "entry_point": "hipi_sb3.envs.point:make_point_corners",
+        "vector_entry_point": "hipi_sb3.envs.point_vector:make_point_corners_vector",
+        "max_episode_steps": 100,
+    },
     "PointMassLinear-v0": {"entry_point": "hipi_sb3.envs.point_mass:make_point_mass_linear", "max_episode_steps": 100},
     # dm_control
     "QuadrupedGoal-v0": _dm_control("make_quadruped_goal"),

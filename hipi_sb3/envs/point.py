@@ -43,6 +43,9 @@ MAPS: dict[str, tuple[str, ...]] = {
 N_SUBSTEPS = 10
 DT = 1.0 / N_SUBSTEPS
 
+#: Steps whose noise is drawn at once: a call of the generator costs as much as the rest of the step.
+NOISE_BLOCK = 25
+
 #: Reward of :class:`MazeGoals`, by whether the goal is reached.
 REWARDS = np.array([-1.0, 0.0], dtype=np.float32)
 
@@ -122,11 +125,11 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
             np.zeros(2, dtype=np.float32), np.array(self.walls.shape, dtype=np.float32), dtype=np.float32
         )
         self.action_space: spaces.Space = spaces.Box(-1.0, 1.0, shape=(2,), dtype=np.float32)
-        # Nested lists and Python floats: several times faster than arrays of two numbers. The last row and column stand
-        # twice, because a position on the far border belongs to the last square.
-        self._is_wall: list[list[bool]] = np.pad(self.walls, ((0, 1), (0, 1)), mode="edge").tolist()
+        # Nested lists and Python floats: several times faster than arrays of two numbers.
+        self._is_wall: list[list[bool]] = _with_far_border(self.walls).tolist()
         self._height, self._width = map(float, self.walls.shape)
         self._x, self._y = self.start.tolist()
+        self._noise: list[list[float]] = []
         # What is drawn: set by whoever knows the goal, see show_goal.
         self.goal: np.ndarray | None = None
         self.goal_radius = 1.0
@@ -142,6 +145,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._x, self._y = self.start.tolist()
+        self._noise = []  # so that an episode depends on the state of the generator alone
         self.goal = None
         self._trail = [(self._x, self._y)]
         if self.render_mode == "human":
@@ -149,7 +153,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         return self.position, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        self._move(*self.displacement(action))
+        self._x, self._y = self.walk(self._x, self._y, *self.displacement(action))
         if self.render_mode is not None:
             self._trail.append((self._x, self._y))
             if self.render_mode == "human":
@@ -158,7 +162,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
 
     def displacement(self, action: np.ndarray) -> tuple[float, float]:
         """
-        Turn an action into the move that is tried: override it for other action spaces.
+        Turn an action into the move that is tried: override it for other action spaces, and :meth:`displacements` with it.
 
         :param action: action, (2,)
         :return: move along each axis, at most one unit each
@@ -166,7 +170,9 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         """
         move_x, move_y = np.asarray(action).tolist()
         if self.action_noise > 0:
-            noise_x, noise_y = self.np_random.standard_normal(2).tolist()
+            if not self._noise:
+                self._noise = self.np_random.standard_normal((NOISE_BLOCK, 2)).tolist()
+            noise_x, noise_y = self._noise.pop()
             move_x += self.action_noise * noise_x
             move_y += self.action_noise * noise_y
         if move_x != move_x or move_y != move_y:
@@ -175,9 +181,31 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         move_y = -1.0 if move_y < -1.0 else 1.0 if move_y > 1.0 else move_y
         return move_x, move_y
 
-    def _move(self, move_x: float, move_y: float) -> None:
-        """Move in substeps, each axis on its own; a part of the move that a wall blocks is left out."""
-        x, y, dx, dy = self._x, self._y, DT * move_x, DT * move_y
+    def displacements(self, actions: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """
+        :meth:`displacement` of many points, which stand in one :class:`~hipi_sb3.envs.point_vector.PointVectorEnv`.
+
+        :param actions: actions, (n, 2)
+        :param noise: standard normal numbers, (2, n), where there is noise on the actions
+        :return: moves, (2, n), float64
+        """
+        moves = np.array(actions.T, dtype=np.float64, order="C")
+        if noise is not None:
+            moves += self.action_noise * noise
+        # np.clip costs several times as much on a few numbers.
+        return np.minimum(np.maximum(moves, -1.0, out=moves), 1.0, out=moves)
+
+    def walk(self, x: float, y: float, move_x: float, move_y: float) -> tuple[float, float]:
+        """
+        Move in substeps, each axis on its own; a part of the move that a wall blocks is left out.
+
+        :param x: position along axis 0
+        :param y: position along axis 1
+        :param move_x: move along axis 0, at most one unit
+        :param move_y: move along axis 1, at most one unit
+        :return: the position after it
+        """
+        dx, dy = DT * move_x, DT * move_y
         is_wall, height, width = self._is_wall, self._height, self._width
         # Fast path: all squares between here and the end of the move are free, so no substep can be blocked. The ten
         # additions are rounded exactly as the substeps would round them.
@@ -188,8 +216,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
             if -1 <= end_i - i <= 1 and -1 <= end_j - j <= 1:
                 row, end_row = is_wall[i], is_wall[end_i]
                 if not (row[j] or row[end_j] or end_row[j] or end_row[end_j]):
-                    self._x, self._y = end_x, end_y
-                    return
+                    return end_x, end_y
         for _ in range(N_SUBSTEPS):
             new_x = x + dx
             if 0.0 <= new_x <= height and not is_wall[int(new_x)][int(y)]:
@@ -197,7 +224,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
             new_y = y + dy
             if 0.0 <= new_y <= width and not is_wall[int(x)][int(new_y)]:
                 y = new_y
-        self._x, self._y = x, y
+        return x, y
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -300,13 +327,20 @@ class MazeGoals(GoalReaching):
                 f"of {self.walls.shape[0]} x {self.walls.shape[1]} units. Lower min_distance."
             )
         self._radius_squared = np.float32(self.radius**2)
+        self._size, self._start = np.array(self.walls.shape, dtype=np.float64), self.start.tolist()
+        self._is_wall: list[list[bool]] = _with_far_border(self.walls).tolist()
 
     def sample(self, rng: np.random.Generator | np.random.RandomState, n: int) -> np.ndarray:
         # By rejection: about two thirds of the draws are kept in the four rooms.
         goals = np.empty((0, 2), dtype=np.float32)
         while len(goals) < n:
-            draws = rng.uniform(0.0, self.walls.shape, size=(2 * (n - len(goals)) + 8, 2)).astype(np.float32)
-            goals = np.concatenate([goals, draws[self._allowed(draws)]])
+            draws = (self._size * rng.random((2 * (n - len(goals)) + 8, 2))).astype(np.float32)
+            if n > 1:
+                goals = np.concatenate([goals, draws[self._allowed(draws)]])
+                continue
+            for i, (x, y) in enumerate(draws.tolist()):  # for one goal, as a reset draws it, faster than arrays
+                if self._is_allowed(x, y):
+                    return draws[i : i + 1]
         return goals[:n]
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
@@ -322,9 +356,16 @@ class MazeGoals(GoalReaching):
         # The same float32 arithmetic for one step (scalars, which are fast) and for a batch, so both round alike.
         if features.ndim == 1 and tasks.ndim == 1:
             dx, dy = features[0] - tasks[0], features[1] - tasks[1]
-        else:
-            dx, dy = features[..., 0] - tasks[..., 0], features[..., 1] - tasks[..., 1]
-        return dx * dx + dy * dy <= self._radius_squared
+            return dx * dx + dy * dy <= self._radius_squared
+        squares = (features - tasks) ** 2
+        return squares[..., 0] + squares[..., 1] <= self._radius_squared
+
+    def _is_allowed(self, x: float, y: float) -> bool:
+        """:meth:`_allowed` for one goal inside the map."""
+        (start_x, start_y), is_wall = self._start, self._is_wall
+        if (x - start_x) ** 2 + (y - start_y) ** 2 < self.min_distance**2:
+            return False
+        return not is_wall[int(x)][int(y)]
 
     def _allowed(self, goals: np.ndarray) -> np.ndarray:
         """Which goals have a density: (..., 2) -> bool (...,)."""
@@ -423,6 +464,11 @@ def make_point_corners(
     goals = GoalReaching(np.zeros(2), np.array(env.walls.shape), radius)
     family = FiniteTasks(goals, [(1.5, 1.5), (1.5, 13.5), (13.5, 1.5), (13.5, 13.5)])
     return CornersWrapper(env, family, flatten=flatten, fixed_task=fixed_task)
+
+
+def _with_far_border(walls: np.ndarray) -> np.ndarray:
+    """The last row and column twice, because a position on the far border belongs to the last square."""
+    return np.pad(walls, ((0, 1), (0, 1)), mode="edge")
 
 
 def _free_start(walls: np.ndarray, start: Sequence[float] | np.ndarray) -> np.ndarray:

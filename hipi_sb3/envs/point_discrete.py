@@ -12,6 +12,8 @@ from hipi_sb3.wrappers import MultiTaskWrapper
 #: Moves of :class:`GridPointEnv`: down, up, right, left on the map.
 MOVES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
 
+_MOVES_BY_AXIS = np.ascontiguousarray(np.transpose(MOVES))
+
 
 class GridPointEnv(PointEnv):
     """
@@ -26,6 +28,9 @@ class GridPointEnv(PointEnv):
 
     def displacement(self, action: Any) -> tuple[float, float]:
         return MOVES[int(action)]
+
+    def displacements(self, actions: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        return _MOVES_BY_AXIS.take(actions, axis=1)
 
 
 def make_point_four_rooms_grid(

@@ -1,0 +1,153 @@
+"""Gradient steps a second of HIPISAC and of SAC with HIPIReplayBuffer, against stable-baselines3's SAC and SAC with HER.
+
+    OMP_NUM_THREADS=1 python benchmarks/gradient_speed.py --json benchmarks/results/gradient_speed.json
+
+Batch 256, nets of 256 x 256, half of the rows relabeled. Once with 21 inputs and 6 actions, as a half cheetah with tasks has
+them, and once on FetchReach's spaces, because HerReplayBuffer needs goals (it relabels 80 % there, as is its default).
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3 import SAC, HerReplayBuffer
+from stable_baselines3.common.buffers import DictReplayBuffer
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.core_speed import (
+    ACTION_DIM,
+    EPISODE_LENGTH,
+    FETCH_GOALS,
+    GOAL_DIM,
+    OBSERVATION_DIM,
+    unbounded,
+)
+from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
+from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper
+
+# The task-conditioned half cheetah: 17 observations, 1 task, and 3 more to make 21 inputs.
+TASK_DIM, INPUTS, ACTIONS = 1, 21, 6
+GOALS = GoalReaching(low=[-3.0] * TASK_DIM, high=[3.0] * TASK_DIM, radius=0.3)
+
+
+class Noise(gym.Env):
+    """Random observations, of a half cheetah's size."""
+
+    observation_space = unbounded(INPUTS - TASK_DIM, dtype=np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (ACTIONS,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self._obs(), 0.0, False, bool(self.np_random.random() < 0.01), {}
+
+    def _obs(self) -> np.ndarray:
+        return self.np_random.standard_normal(self.observation_space.shape).astype(np.float32)
+
+
+class NoiseWithGoals(gym.Env):
+    """Random observations and goals, of FetchReach's sizes."""
+
+    observation_space = spaces.Dict(
+        observation=unbounded(OBSERVATION_DIM), achieved_goal=unbounded(GOAL_DIM), desired_goal=unbounded(GOAL_DIM)
+    )
+    action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.goal = 0, FETCH_GOALS.sample(self.np_random, 1)[0].astype(np.float64)
+        return self._obs(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        obs = self._obs()
+        reward = float(self.compute_reward(obs["achieved_goal"], self.goal, {}))
+        return obs, reward, False, self.steps >= EPISODE_LENGTH, {}
+
+    def compute_reward(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> np.ndarray:
+        distance = np.linalg.norm(achieved_goal - desired_goal, axis=-1)
+        return -(distance > FETCH_GOALS.radius).astype(np.float32)
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        achieved = FETCH_GOALS.sample(self.np_random, 1)[0].astype(np.float64)
+        observation = self.np_random.standard_normal(OBSERVATION_DIM)
+        return {"observation": observation, "achieved_goal": achieved, "desired_goal": self.goal.copy()}
+
+
+def learner(kind: str, n_transitions: int, env: gym.Env | None = None, width: int = 256, **options: Any) -> SAC:
+    """
+    Make a learner that has collected transitions and made no update.
+
+    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"`` or ``"hipisac"``
+    :param n_transitions: number of transitions
+    :param env: environment, noise of the half cheetah's sizes if None
+    :param width: width of the two hidden layers
+    :param options: of the HIPIReplayBuffer
+    :return: the learner
+    """
+    env = MultiTaskWrapper(Noise(), GOALS) if env is None else env
+    buffer = {"sac": DictReplayBuffer, "her": HerReplayBuffer}.get(kind, HIPIReplayBuffer)
+    algorithm = HIPISAC if kind == "hipisac" else SAC
+    kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": "cpu", "seed": 0}
+    # Far from full in all benchmarks; core_speed.py has what a larger one costs.
+    kwargs["buffer_size"] = min(100_000, 50 * n_transitions)
+    kwargs["policy_kwargs"] = {"net_arch": [width, width]}
+    model = algorithm("MultiInputPolicy", env, learning_starts=n_transitions, **kwargs)
+    return model.learn(n_transitions, log_interval=None)
+
+
+def measure(turns: int, n_transitions: int, batch_size: int, width: int) -> dict[str, Any]:
+    """Gradient steps a second, on the half cheetah's sizes and on FetchReach's."""
+    half = {"relabel_prob": 0.5}
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "sac": ("sac", {}),
+        "sac_hipi, no relabeling": ("sac_hipi", {"strategy": "none"}),
+        "sac_hipi, future": ("sac_hipi", {"strategy": "future", **half}),
+        "sac_hipi, 32": ("sac_hipi", {"n_candidate_tasks": 32, **half}),
+        "hipisac, no relabeling": ("hipisac", {"strategy": "none"}),
+        "hipisac, 32": ("hipisac", {"n_candidate_tasks": 32, **half}),
+        "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
+        "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
+    }
+    print(f"\ngradient steps a second: batch {batch_size}, nets {width} x {width}; candidates as given, relabel_prob 0.5")
+    cheetah = {name: learner(kind, n_transitions, None, width, **options) for name, (kind, options) in kinds.items()}
+    print(f"{INPUTS} inputs, {ACTIONS} actions")
+    result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
+    kinds["her"] = ("her", {})
+    fetch_kinds = ("sac", "her", "sac_hipi, 32", "hipisac, 32", "hipisac, 256")
+    fetch = {name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, **kinds[name][1]) for name in fetch_kinds}
+    print("FetchReach's spaces")
+    return {**result, "fetch_reach_sizes": rates(fetch, turns, batch_size)}
+
+
+def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]:
+    """Steps a second of each, and as a ratio to the first."""
+    # 16 calls a turn: as often as a label is used, so that each turn pays for its labels.
+    functions = {name: (lambda m=model: m.train(1, batch_size=batch_size)) for name, model in models.items()}
+    times = take_turns(functions, turns, calls=16 if turns > 2 else 1)
+    first = next(iter(times))
+    result = {}
+    for name, seconds in times.items():
+        result[name] = {"steps_per_second": interval_of_median(1 / seconds), f"over_{first}": ratio(times[first], seconds)}
+        show(f"  {name}", result[name]["steps_per_second"], unit=" /s")
+        if name != first:
+            show(f"    over {first}", result[name][f"over_{first}"])
+    return result
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=15, help="turns of 16 gradient steps")
+    args = options.parse_args()
+    sizes = (2, 100, 4, 8) if args.quick else (args.turns, 2000, 256, 256)
+    run("gradient_speed.py", args, lambda: {"turns": sizes[0], **measure(*sizes)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,407 @@
+"""Many points in one maze, which step at once: the registered point environments for ``gymnasium.make_vec``.
+
+    envs = gym.make_vec("PointFourRooms-v0", num_envs=64, vectorization_mode="vector_entry_point")
+
+Environment i does what the single one would with the seed, the tasks and the actions that it gets, to the last bit: the walls,
+the noise, the tasks and the reward are those of the single environment, of which there is one inside.
+
+To add one: a line at the end of this file and ``vector_entry_point`` in :mod:`hipi_sb3.envs`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
+
+from hipi_sb3.envs.point import DT, N_SUBSTEPS, NOISE_BLOCK, PointEnv, make_point_corners, make_point_four_rooms
+from hipi_sb3.envs.point_discrete import make_point_fixed_goals, make_point_four_rooms_grid
+from hipi_sb3.wrappers import MultiTaskWrapper
+
+
+class Outcome(NamedTuple):
+    """
+    What a step led to, before anything is reset.
+
+    :param task_features: positions reached, (num_envs, 2), float32
+    :param rewards: rewards of the tasks, (num_envs,), float64
+    :param terminated: whether the task ended, (num_envs,)
+    :param truncated: whether the time limit was reached, (num_envs,)
+    :param is_success: whether the task is solved, (num_envs,); None where the family has no such notion
+    """
+
+    task_features: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    is_success: np.ndarray | None
+
+
+class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
+    """
+    Several copies of an environment that is a :class:`~hipi_sb3.envs.point.PointEnv` with tasks, stepped by NumPy.
+
+    Observations, rewards and ``infos`` are those of ``gymnasium.vector.SyncVectorEnv`` with the same environments and seeds:
+    environment i is seeded with ``seed + i`` and has its own generator.
+
+    :param make: makes the single environment, without a time limit
+    :param num_envs: number of copies
+    :param max_episode_steps: steps after which an episode is truncated; no limit if None or -1
+    :param autoreset_mode: what follows the end of an episode: ``"NextStep"`` (the next ``step`` resets), ``"SameStep"`` (the
+        last observation is in ``infos["final_obs"]``) or ``"Disabled"`` (``reset(options={"reset_mask": ended})``)
+    :param kwargs: arguments of ``make``, the same for all copies
+    :raises ValueError: when the environment is not one that can be stepped like this
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., MultiTaskWrapper],
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **kwargs: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"PointVectorEnv: num_envs must be at least 1, not {num_envs}.")
+        self.single = make(**kwargs)
+        self.point: PointEnv = self.single.unwrapped  # type: ignore[assignment]
+        self.task_family = self.single.task_family
+        self._check_single()
+        self.num_envs = num_envs
+        self.max_episode_steps = math.inf if max_episode_steps in (None, -1) else max_episode_steps
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.single.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = self.single.render_mode
+        self.single_observation_space = self.single.observation_space
+        self.single_action_space = self.single.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self.tasks = np.zeros((num_envs, self.task_family.task_dim), dtype=np.float32)
+        self.fixed_tasks: list[np.ndarray | None] = [self.single.fixed_task] * num_envs
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._ended = np.zeros(num_envs, dtype=bool)
+        self._started = False
+        self._trails: list[list[tuple[float, float]]] = [[] for _ in range(num_envs)]
+
+        # Axes come first and the environments last, so that every line of arithmetic runs over contiguous memory.
+        self._positions = np.zeros((2, num_envs))
+        self._noise = np.zeros((2, NOISE_BLOCK, num_envs))
+        self._noise_left = np.zeros(num_envs, dtype=np.int64)
+        self._envs = np.arange(num_envs)
+        self._set_map()
+        # Of the entry of `taken_substeps` to that of the flat path where a point ends, along either axis.
+        taken = taken_substeps()
+        self._end_x = taken[:, 0] * 2 * num_envs
+        self._end_y = (taken[:, 1] * 2 + 1) * num_envs
+
+    def _set_map(self) -> None:
+        walls = self.point.walls
+        self._far_border = np.repeat(np.array(walls.shape, dtype=np.float64)[:, None], self.num_envs, axis=1)
+        self._walls_ahead, self._walls_weights, self._walls_offset = walls_ahead(walls)
+
+    def _check_single(self) -> None:
+        point, name = self.point, type(self.point).__name__
+        if not isinstance(point, PointEnv) or self.single.env is not point:
+            raise ValueError(
+                f"PointVectorEnv steps a MultiTaskWrapper directly around a PointEnv, not {self.single}. "
+                'Use gymnasium.make_vec(..., vectorization_mode="sync").'
+            )
+        if _definer(point, "displacement") is not _definer(point, "displacements"):
+            raise ValueError(f"{name} overrides displacement but not displacements, which moves many points: override both.")
+        position = point.position
+        features = self.task_family.features(point, position, position, position, 0.0, {})
+        if not np.array_equal(features, position):
+            raise ValueError(
+                f"PointVectorEnv takes the position as the features of a step, but {type(self.task_family).__name__} has "
+                f'others. Use gymnasium.make_vec(..., vectorization_mode="sync").'
+            )
+
+    # -- episodes -------------------------------------------------------------------------------------------------------
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each environment."""
+        return tuple(self._generator(i) for i in range(self.num_envs))
+
+    def _generator(self, index: int) -> np.random.Generator:
+        generator = self._generators[index]
+        if generator is None:
+            generator = self._generators[index] = seeding.np_random()[0]
+        return generator
+
+    def fix_task(self, index: int, task: Any) -> None:
+        """
+        Use this task in environment ``index`` from its next reset on; None draws from the prior again.
+
+        :param index: environment
+        :param task: task, (task_dim,), or None
+        :raises ValueError: when the task is outside the task space
+        """
+        self.fixed_tasks[index] = None if task is None else self.task_family.check_task(task)
+
+    def begin(self, indices: Iterable[int], seeds: Sequence[int | None] | None = None, tasks: Any = None) -> None:
+        """
+        Start an episode in some of the environments.
+
+        :param indices: which
+        :param seeds: seed of every environment of all, or None for generators that go on
+        :param tasks: sequence of the tasks of all environments; where one is None, the fixed one or a draw from the prior
+        """
+        self._started = True
+        indices = np.fromiter(indices, dtype=np.int64)
+        self._positions[:, indices] = self.point.start[:, None]
+        self._noise_left[indices] = 0
+        self._steps[indices] = 0
+        self._ended[indices] = False
+        for i in indices.tolist():
+            if seeds is not None and seeds[i] is not None:
+                self._generators[i] = seeding.np_random(seeds[i])[0]
+            task = self.fixed_tasks[i] if tasks is None or tasks[i] is None else self.task_family.check_task(tasks[i])
+            self.tasks[i] = self.task_family.sample(self._generator(i), 1)[0] if task is None else task
+            self._trails[i] = [(float(self.point.start[0]), float(self.point.start[1]))]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """
+        Start an episode in every environment.
+
+        :param seed: environment i is seeded with ``seed + i``, or with entry i of a list
+        :param options: ``"task"``: task of all, (task_dim,), or of each, (num_envs, task_dim); ``"reset_mask"``: which
+            environments are reset, (num_envs,), bool, all if it is missing
+        :return: observations and infos
+        :raises ValueError: when seeds, tasks or mask do not fit the number of environments
+        """
+        options = options or {}
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, (int, np.integer)) else seed
+        tasks = options.get("task")
+        if tasks is not None:
+            tasks = np.broadcast_to(np.asarray(tasks, dtype=np.float32), self.tasks.shape)
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, dtype=bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},), not {mask!r}.")
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise ValueError(f"PointVectorEnv: one seed an environment is {self.num_envs} seeds, not {len(seeds)}.")
+        self.begin(np.flatnonzero(mask), seeds, tasks)
+        return self.observations(), {"task": np.where(mask[:, None], self.tasks, 0), "_task": mask}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        Step all environments, as ``gymnasium.vector.SyncVectorEnv`` does.
+
+        :param actions: actions, (num_envs, ...)
+        :return: observations, rewards, terminations, truncations and infos
+        :raises ValueError: when an action is NaN, or an episode has ended and must be reset first
+        """
+        resting = self._ended if np.count_nonzero(self._ended) else None
+        if resting is not None and self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ValueError(
+                f"The episodes of environments {np.flatnonzero(resting).tolist()} have ended. Call "
+                'reset(options={"reset_mask": terminated | truncated}) before the next step.'
+            )
+        outcome = self.advance(actions, resting)
+        _, rewards, terminated, truncated, _ = outcome
+        everyone = stepped = np.ones(self.num_envs, dtype=bool)
+        infos: dict[str, Any] = {}
+        if resting is not None:
+            stepped = ~resting
+            rewards *= stepped
+            terminated, truncated = terminated & stepped, truncated & stepped
+            self.begin(np.flatnonzero(resting))
+        ended = terminated | truncated
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            self._ended = ended
+        elif np.count_nonzero(ended):
+            stepped = ~ended
+            final_obs, final_info = np.full(self.num_envs, None, dtype=object), self._infos(ended, outcome)
+            last = list(iterate(self.observation_space, self.observations()))
+            for i in np.flatnonzero(ended):
+                final_obs[i] = last[i]
+            infos = {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
+            self.begin(np.flatnonzero(ended))
+        infos |= self._infos(stepped, outcome)
+        infos |= {"task": self.tasks.copy(), "_task": everyone}
+        return self.observations(), rewards, terminated, truncated, infos
+
+    def advance(self, actions: np.ndarray, resting: np.ndarray | None = None) -> Outcome:
+        """
+        Step all environments and reset none.
+
+        :param actions: actions, (num_envs, ...)
+        :param resting: environments whose outcome does not count because they are reset next, (num_envs,), bool
+        :return: what it led to
+        :raises ValueError: when an action is NaN
+        """
+        assert self._started, "Call reset() before step()."
+        noise = self._draw_noise(resting) if self.point.action_noise > 0 else None
+        self._walk(self.point.displacements(np.asarray(actions), noise))
+        self._steps += 1
+        if self.render_mode is not None:
+            for trail, (x, y) in zip(self._trails, self._positions.T.tolist(), strict=True):
+                trail.append((x, y))
+        family, features = self.task_family, self._positions.T.astype(np.float32, order="C")
+        rewards = family.reward(features, self.tasks).astype(np.float64)
+        terminated, success = family.terminated(features, self.tasks), family.success(features, self.tasks)
+        return Outcome(features, rewards, terminated, self._steps >= self.max_episode_steps, success)
+
+    def observations(self) -> Any:
+        """
+        What the policy sees now.
+
+        :return: ``{"observation": (num_envs, 2), "task": (num_envs, task_dim)}``, or both side by side with ``flatten=True``
+        """
+        positions = self._positions.T.astype(np.float32, order="C")
+        if self.single.flatten:
+            return np.concatenate([positions, self.tasks], axis=1)
+        return {"observation": positions, "task": self.tasks.copy()}
+
+    def _infos(self, mask: np.ndarray, outcome: Outcome) -> dict[str, Any]:
+        """Gymnasium's way: under ``_key``, whose values under ``key`` count; the others are 0."""
+        n_counted = np.count_nonzero(mask)
+        if n_counted == 0:
+            return {}
+        infos = {
+            "task": self.tasks.copy(),
+            "task_features": outcome.task_features,
+            "env_terminated": np.zeros(self.num_envs, dtype=bool),
+        }
+        if outcome.is_success is not None:
+            infos["is_success"] = outcome.is_success
+        if n_counted < self.num_envs:
+            infos = {
+                key: np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value))
+                for key, value in infos.items()
+            }
+        return {**infos, **{f"_{key}": mask for key in infos}}
+
+    # -- physics --------------------------------------------------------------------------------------------------------
+
+    def _draw_noise(self, resting: np.ndarray | None) -> np.ndarray:
+        """Noise of this step, (2, num_envs): each environment uses up its block from the end, as the single one does."""
+        empty = self._noise_left == 0
+        if resting is not None:
+            empty &= ~resting
+        for i in np.flatnonzero(empty):
+            self._noise[:, :, i] = self._generator(i).standard_normal((NOISE_BLOCK, 2)).T
+            self._noise_left[i] = NOISE_BLOCK
+        self._noise_left -= 1
+        return self._noise[:, self._noise_left, self._envs]
+
+    def _walk(self, moves: np.ndarray) -> None:
+        """
+        :meth:`PointEnv.walk` for many points: moves (2, num_envs).
+
+        A point that is never blocked is after k substeps at ``path[k]``, and a blocked axis only stays behind on it. How many
+        substeps count depends on when each axis leaves its square and on the three squares it could get into: all that is
+        looked up in tables made by the rule itself.
+        """
+        path = np.empty((N_SUBSTEPS + 1, *moves.shape))
+        path[0] = self._positions
+        steps = DT * moves
+        for before, after in pairwise(path):
+            np.add(before, steps, after)  # one by one, because that is how the substeps round
+        # The far border belongs to the last square.
+        squares = np.floor(path) - (path == self._far_border)
+        rare, in_table = None, np.abs(squares[-1] - squares[0]) <= 1
+        if np.count_nonzero(in_table) < in_table.size:  # rounding took a point from one border across the next
+            rare = np.flatnonzero(~in_table.all(axis=0))
+            if np.isnan(moves).any():
+                i = int(np.argmax(np.isnan(moves).any(axis=0)))
+                raise ValueError(
+                    f"PointEnv: the action of environment {i} is not a number at position {self._positions[:, i].tolist()}."
+                )
+        leaves = np.add.reduce(squares == squares[0], axis=0, dtype=np.int64)  # (2, num_envs), 1 to N_SUBSTEPS + 1
+        index = np.dot(self._walls_weights, squares[::N_SUBSTEPS].reshape(4, -1)) + self._walls_offset
+        walls = self._walls_ahead.take(index.astype(np.int64), mode="clip")
+        case = (leaves[0] * (N_SUBSTEPS + 2) + leaves[1]) * 8 + walls
+        ends = path.reshape(-1)
+        new = np.empty_like(steps)
+        new[0] = ends.take(self._end_x.take(case) + self._envs)
+        new[1] = ends.take(self._end_y.take(case) + self._envs)
+        if rare is not None:
+            before_and_move = np.concatenate([self._positions[:, rare], moves[:, rare]]).T.tolist()
+            new[:, rare] = np.transpose([self.point.walk(*numbers) for numbers in before_and_move])
+        self._positions = new
+
+    # -- pictures -------------------------------------------------------------------------------------------------------
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """
+        Draw every environment, by the single one.
+
+        :return: images, (height, width, 3), uint8, with ``render_mode="rgb_array"``; otherwise None
+        """
+        images = [self._picture(i) for i in range(self.num_envs)]
+        return tuple(images) if self.render_mode == "rgb_array" else None
+
+    def _picture(self, index: int) -> Any:
+        self.single.reset(options={"task": self.tasks[index]})
+        self.point._x, self.point._y = self._positions[:, index].tolist()
+        self.point._trail = self._trails[index]
+        return self.single.render()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the window, if there is one."""
+        self.single.close()
+
+
+@cache
+def taken_substeps() -> np.ndarray:
+    """
+    How many substeps count along each axis, for every way in which a point can meet walls.
+
+    Entry ``(leaves_x * (N_SUBSTEPS + 2) + leaves_y) * 8 + walls``: the substep in which each axis would leave its square if
+    nothing blocked it (1 to N_SUBSTEPS, or N_SUBSTEPS + 1 for never), and the bits of :func:`walls_ahead`.
+
+    :return: substeps along axis 0 and axis 1, ((N_SUBSTEPS + 2) ** 2 * 8, 2)
+    """
+    table = np.zeros((N_SUBSTEPS + 2, N_SUBSTEPS + 2, 8, 2), dtype=np.int64)
+    for leaves_x, leaves_y, walls in np.ndindex(table.shape[:3]):
+        # is_wall[left the square along axis 0][left it along axis 1]
+        is_wall = ((False, bool(walls & 2)), (bool(walls & 1), bool(walls & 4)))
+        x = y = 0
+        for _ in range(N_SUBSTEPS):
+            if not is_wall[x + 1 >= leaves_x][y >= leaves_y]:
+                x += 1
+            if not is_wall[x >= leaves_x][y + 1 >= leaves_y]:
+                y += 1
+        table[leaves_x, leaves_y, walls] = x, y
+    return table.reshape(-1, 2)
+
+
+def walls_ahead(walls: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """
+    For every square and every direction in which it can be left, which of the three squares there are walls.
+
+    :param walls: map, (height, width), bool
+    :return: table of the bits 1 (the next square along axis 0), 2 (along axis 1) and 4 (along both), flat; weights, (4,),
+        whose product with (square before, square after), (4,), is the index into it, less a constant; that constant
+    """
+    # Outside is nothing but wall: one square of it can be looked at, and two keep np.roll from going round.
+    height, width = np.array(walls.shape) + 4
+    padded = np.pad(walls, 2, constant_values=True).astype(np.int64)
+    table = np.zeros((height, width, 3, 3), dtype=np.int64)
+    for di, dj in np.ndindex(3, 3):
+        along_x = np.roll(padded, 1 - di, axis=0)
+        along_y = np.roll(padded, 1 - dj, axis=1)
+        table[:, :, di, dj] = along_x + 2 * along_y + 4 * np.roll(along_x, 1 - dj, axis=1)
+    # index = ((i + 2) * width + j + 2) * 9 + (i_after - i + 1) * 3 + (j_after - j + 1)
+    weights = np.array([9 * width - 3, 9 - 1, 3, 1], dtype=np.float64)
+    return table.reshape(-1), weights, (2 * width + 2) * 9 + 3 + 1
+
+
+def _definer(instance: Any, method: str) -> type:
+    return next(cls for cls in type(instance).__mro__ if method in vars(cls))
+
+
+make_point_four_rooms_vector = partial(PointVectorEnv, make_point_four_rooms)
+make_point_four_rooms_grid_vector = partial(PointVectorEnv, make_point_four_rooms_grid)
+make_point_fixed_goals_vector = partial(PointVectorEnv, make_point_fixed_goals)
+make_point_corners_vector = partial(PointVectorEnv, make_point_corners)

@@ -1,0 +1,60 @@
+"""Every benchmark runs, with tiny sizes, and writes what it measured, where and of which commit."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import measuring
+
+ROOT = Path(__file__).parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text()
+BENCHMARKS = re.search(r"^BENCHMARKS := (.+)$", MAKEFILE, re.MULTILINE).group(1).split()
+
+#: What each file has to have, as a path of keys.
+KEYS = {
+    "core_speed": ["sampling", "1000", "her_over_hipi", "median"],
+    "gradient_speed": ["fetch_reach_sizes", "her", "over_sac", "low"],
+    "relabel_cost": ["cells", "4 candidates, batch 8", "scored_us_a_row", "median"],
+    "end_to_end": ["authors_setting", "batch 32, 32 candidates", "steps_per_cpu_second", "median"],
+    "vector_env": ["points", "PointFourRooms-v0", "vector_over_single", "high"],
+    "footprint": ["peak_mebibytes", "sac", "median"],
+    "env_speed": ["environments", "PointFourRooms-v0", "steps_per_second", "median"],
+}
+
+
+# Importing takes longer than tiny sizes do, so these run in this process; the footprint is that of other processes.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.expensive if name == "footprint" else ()) for name in BENCHMARKS]
+)
+def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
+    options = ["--envs", "PointFourRooms-v0"] if name == "env_speed" else []
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--json", str(path), *options])
+    importlib.import_module(f"benchmarks.{name}").main()
+    result = json.loads(path.read_text())
+    assert result["quick"] and result["commit"] and result["machine"]["threads"] == 1
+    assert result["command"].startswith(f"python benchmarks/{name}.py --quick")
+    value = result
+    for key in KEYS.get(name, []):
+        value = value[key]
+    assert name not in KEYS or np.isfinite(value)
+
+
+def test_make_bench_runs_every_benchmark_but_the_tables_of_learning():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", "bc_table"}
+    assert set(BENCHMARKS) == scripts
+
+
+def test_candidates_take_turns_and_ratios_have_intervals_around_the_median():
+    order, clock = [], iter(range(100))
+    functions = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = measuring.take_turns(functions, turns=3, calls=2, clock=lambda: next(clock))
+    assert "".join(order) == "ab" + 3 * "aabb"
+    assert times["a"].tolist() == times["b"].tolist() == [0.5] * 3
+    interval = measuring.ratio(np.array([2.0, 4.0, 3.0, 9.0]), np.ones(4))
+    assert interval["low"] <= interval["median"] == 3.5 <= interval["high"]
