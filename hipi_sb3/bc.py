@@ -224,6 +224,11 @@ class HIPIBC(OffPolicyAlgorithm):
         seed = int(np.random.randint(2**31)) if self.seed is None else self.seed
         state = None if checkpoint is None else self._read_checkpoint(Path(checkpoint))
         if state is not None:
+            if self.seed not in (None, state["seed"]):
+                raise ValueError(
+                    f"{checkpoint} is the checkpoint of a training with seed {state['seed']}, not {self.seed}. Give each "
+                    "training a file of its own, or delete it to start anew."
+                )
             seed = state["seed"]
         start = time.perf_counter()
         labels = self.labeler(dataset, np.random.default_rng([seed, 0]), progress_bar)

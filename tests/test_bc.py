@@ -313,6 +313,8 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     for dataset, options in ((walks([6] * 20, seed=1), {}), (walks([6] * 20), {"temperature": 0.5})):
         with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with another data set or other options"):
             make_model(**options).fit(dataset, n_updates=6, checkpoint=path)
+    with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with seed 0, not 1"):
+        make_model(seed=1).fit(walks([6] * 20), n_updates=6, checkpoint=path)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
