@@ -238,13 +238,14 @@ class HIPIBC(OffPolicyAlgorithm):
         if n_steps == 0:
             raise ValueError("No step of the data set has a label: every candidate task is impossible for every trajectory.")
         per_epoch = updates_per_epoch(n_steps, self.batch_size)
-        total = n_epochs * per_epoch if n_updates is None else n_updates
+        # Callbacks of stable-baselines3 look for it under this name.
+        total_timesteps = n_epochs * per_epoch if n_updates is None else n_updates
         fingerprint = _fingerprint(labels, self.batch_size, self.expectation)
         self.num_timesteps = self._num_timesteps_at_start = 0
         if state is not None:
             self._restore(state, fingerprint, Path(str(checkpoint)))
 
-        self._total_timesteps = total
+        self._total_timesteps = total_timesteps
         callback = self._init_callback(callback)
         callback.on_training_start(locals(), globals())
         self.policy.set_training_mode(True)
@@ -253,14 +254,14 @@ class HIPIBC(OffPolicyAlgorithm):
         infos: list[dict[str, Any]] = [{} for _ in range(self.n_envs)]
         start, first = time.perf_counter(), self.num_timesteps
         losses: list[float] = []
-        with show_progress(total * self.batch_size, "cloning", progress_bar) as done:
+        with show_progress(total_timesteps * self.batch_size, "cloning", progress_bar) as done:
             done(first * self.batch_size)
-            for minibatch in self._minibatches(dataset, labels, seed, per_epoch, total):
-                self._update_current_progress_remaining(self.num_timesteps, total)
+            for minibatch in self._minibatches(dataset, labels, seed, per_epoch, total_timesteps):
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 losses.append(self._update(minibatch, labels))
                 self.num_timesteps += 1
                 done(self.batch_size)
-                if self.num_timesteps % log_interval == 0 or self.num_timesteps == total:
+                if self.num_timesteps % log_interval == 0 or self.num_timesteps == total_timesteps:
                     seconds = time.perf_counter() - start
                     self.logger.record("train/loss", np.mean(losses))
                     self.logger.record("time/epoch", self.num_timesteps / per_epoch)
@@ -270,7 +271,9 @@ class HIPIBC(OffPolicyAlgorithm):
                 callback.update_locals(locals())
                 if not callback.on_step():
                     break
-                if checkpoint is not None and (self.num_timesteps % checkpoint_freq == 0 or self.num_timesteps == total):
+                if checkpoint is not None and (
+                    self.num_timesteps % checkpoint_freq == 0 or self.num_timesteps == total_timesteps
+                ):
                     self._write_checkpoint(Path(checkpoint), seed, fingerprint)
         self.policy.set_training_mode(False)
         callback.on_training_end()

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from line_walk import GOALS, LineWalk, directions, make_line_walk, position_of, vec_line_walk
 from numpy.testing import assert_allclose, assert_array_equal
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, ProgressBarCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -246,7 +246,8 @@ def test_callbacks_are_called_after_each_minibatch_and_can_stop(tmp_path: Path) 
     count = CountCalls(stop_at=12)
     evaluation = TaskEvalCallback(env, n_tasks=2, eval_freq=5, verbose=0)
     model = make_model(env)
-    model.fit(walks([6] * 20), n_updates=30, callback=[count, evaluation, CheckpointCallback(6, str(tmp_path))])
+    checkpoints = CheckpointCallback(6, str(tmp_path))
+    model.fit(walks([6] * 20), n_updates=30, callback=[count, evaluation, checkpoints, ProgressBarCallback()])
     assert model.num_timesteps == 12 and count.n_calls == 12
     assert evaluation.evaluations_timesteps == [5, 10]
     assert (tmp_path / "rl_model_6_steps.zip").exists()

@@ -6,6 +6,7 @@ import optuna
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from hipi_sb3 import HIPIBC, TrajectoryDataset
+from zoo.errors import ConfigurationError
 
 
 class LauncherBC(HIPIBC):
@@ -33,11 +34,15 @@ class LauncherBC(HIPIBC):
         :param args: as in :meth:`HIPIBC.learn`
         :param kwargs: as in :meth:`HIPIBC.learn`
         :return: self
+        :raises ConfigurationError: when the data set cannot be read
         """
         if self.dataset_path is None:
             return super().learn(total_timesteps, callback, *args, **kwargs)
         assert self.env is not None
-        dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
+        try:
+            dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigurationError(f"--dataset {self.dataset_path}: {error}") from error
         return self.fit(dataset, n_updates=total_timesteps, callback=callback, progress_bar=self.verbose > 0)
 
 
