@@ -159,6 +159,16 @@ class HIPIBC(OffPolicyAlgorithm):
         """
         if self.env is None:
             raise ValueError("HIPIBC.learn needs an environment: HIPIBC(policy, env). To clone a data set, call fit(dataset).")
+        if self.replay_buffer is None:
+            self.replay_buffer = HIPIReplayBuffer(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                **self.replay_buffer_kwargs,
+            )
+            self.replay_buffer.attach(self)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -342,7 +352,13 @@ class HIPIBC(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
             return  # saved before it was trained
+        buffer_size = self.buffer_size
+        if self.env is None:
+            # Only learn stores transitions: a data set is cloned without a buffer, which could be larger than the data set.
+            self.buffer_size = 1
         super()._setup_model()
+        if self.env is None:
+            self.buffer_size, self.replay_buffer = buffer_size, None
 
     def _take_spaces(self, dataset: TrajectoryDataset) -> None:
         """Build the networks for a data set, or check that it fits those there are."""

@@ -380,6 +380,16 @@ def test_a_data_set_without_any_possible_task_is_an_error() -> None:
         make_model().fit(walks([6] * 3, family))
 
 
+def test_a_data_set_is_cloned_without_a_replay_buffer() -> None:
+    model = make_model(buffer_size=10**15, train_freq=20).fit(walks([6] * 5), n_updates=1)
+    assert model.replay_buffer is None
+    model.buffer_size = 100
+    model.set_env(make_line_walk())
+    model.learning_starts = 10
+    model.learn(20)
+    assert model.replay_buffer.size() == 20
+
+
 def test_learning_without_an_environment_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"learn needs an environment.*call fit\(dataset\)"):
         make_model().learn(10)
@@ -511,7 +521,7 @@ def test_ten_million_steps_are_not_loaded_whole(tmp_path: Path) -> None:
     dataset = TrajectoryDataset.load(
         tmp_path, directions(), observation_space=INNER, action_space=make_line_walk().action_space
     )
-    model = make_model(buffer_size=1000)
+    model = make_model()
     tracemalloc.start()
     model.fit(dataset, n_updates=50)
     _, peak = tracemalloc.get_traced_memory()
