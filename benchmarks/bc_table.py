@@ -129,8 +129,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "velocities (HalfCheetahVelocity-v0)": Setting(
         partial(gym.make, "HalfCheetahVelocity-v0", max_episode_steps=200),
-        n_steps=45_000,
-        n_episodes=75,
+        n_steps=36_000,
+        n_episodes=60,
         metric="return",
         score=returns,
         labels={"temperature": "ess:8"},
