@@ -31,6 +31,8 @@ EXTRAS = {
     # Searches over many machines, and benchmarks on a cluster
     "postgres": ["psycopg[binary]>=3.1"],
     "ray": ["ray>=2.40"],
+    # Logs of the training: -tb and --track
+    "track": ["tensorboard>=2.14", "wandb>=0.20"],
     # Comparisons of many runs, and datasets
     "benchmark": ["rliable>=1.2", "pandas>=2.2,<3", "matplotlib>=3.8", "pyarrow", "minari>=0.5", "h5py"],
     "dev": [

@@ -102,20 +102,42 @@ def fill_hipi(buffer: HIPIReplayBuffer, data: dict[str, np.ndarray], first: int)
     """The same for ours."""
     features = data["next_achieved"].astype(np.float32)
     reward = FETCH_GOALS.reward(features, data["desired"])
-    for stored, prefix in ((buffer.observations, ""), (buffer.next_observations, "next_")):
-        stored["observation"][:first, 0] = data[f"{prefix}observation"][:first]
-        stored["task"][:first, 0] = data["desired"][:first]
+    episodes, store = buffer.episodes, buffer.store
+    n_episodes = first // EPISODE_LENGTH
+    ends = np.arange(1, n_episodes + 1) * EPISODE_LENGTH - 1
+    episodes.load_state_dict(
+        episodes.state_dict()
+        | {
+            "slots": np.arange(first, dtype=np.int32)[:, None] // EPISODE_LENGTH,
+            "last_row": ends.astype(np.int32),
+            "n_before": ends - EPISODE_LENGTH + 1,
+            "n_added": first,
+        }
+    )
+    tasks = data["desired"][ends].astype(np.float32)
+    store.set_arrays(
+        {
+            "rows": {"observation": data["observation"][:first, None].astype(np.float32)},
+            "last": {"observation": data["next_observation"][ends].astype(np.float32)},
+            "last_tasks": tasks,
+            "tasks": tasks,
+        }
+    )
     buffer.actions[:first, 0] = data["action"][:first]
     buffer.rewards[:first, 0] = reward[:first]
     buffer.dones[:first, 0] = buffer.timeouts[:first, 0] = data["done"][:first]
-    buffer.features[:first, 0] = features[:first]
-    buffer.episodes.end[:first, 0] = np.arange(first) // EPISODE_LENGTH * EPISODE_LENGTH + EPISODE_LENGTH - 1
-    buffer.episodes.step[:first, 0] = np.arange(first) % EPISODE_LENGTH
-    buffer.pos = buffer.episodes.n_added = first
-    for row in range(first, len(reward)):
+    buffer._features[:first, 0] = features[:first]
+    buffer.pos = first
+    add_rows_ours(buffer, data, reward, features, first, len(reward))
+
+
+def add_rows_ours(
+    buffer: HIPIReplayBuffer, data: dict[str, np.ndarray], reward: np.ndarray, features: np.ndarray, begin: int, end: int
+) -> None:
+    """``add`` some of the rows."""
+    for row in range(begin, end):
         # The next observation is the following row's observation within the episode, as in an environment.
-        within = row + 1 < len(reward) and not data["done"][row]
-        inner = data["observation"][row + 1 : row + 2] if within else data["next_observation"][row : row + 1]
+        inner = data["next_observation"][row : row + 1] if data["done"][row] else data["observation"][row + 1 : row + 2]
         task, done = data["desired"][row : row + 1], data["done"][row : row + 1]
         infos = [{"TimeLimit.truncated": bool(done), "task_features": features[row], "env_terminated": False}]
         obs = {"observation": data["observation"][row : row + 1], "task": task}
@@ -141,16 +163,17 @@ def full_buffers(n: int) -> dict[str, ReplayBuffer]:
     fill_sb3(her, data, first)
     fill_sb3(plain, data, first)
     fill_hipi(ours, data, first)
-    assert her.full and plain.full and ours.full and (her.ep_length > 0).all() and (ours.episodes.end >= 0).all()
+    assert her.full and plain.full and ours.full and (her.ep_length > 0).all()
     assert np.array_equal(her.ep_start + her.ep_length - 1, ours.episodes.end)
     return {"her": her, "dict": plain, "hipi_future": ours}
 
 
 def bytes_per_transition(buffer: ReplayBuffer) -> float:
     """All arrays of a buffer, and the dict that HerReplayBuffer holds in every slot."""
+    if isinstance(buffer, HIPIReplayBuffer):
+        return buffer.nbytes / buffer.buffer_size / buffer.n_envs
     total = 0
-    values = [*vars(buffer).values(), *(vars(buffer.episodes).values() if isinstance(buffer, HIPIReplayBuffer) else [])]
-    for value in values:
+    for value in vars(buffer).values():
         for array in value.values() if isinstance(value, dict) else [value]:
             if isinstance(array, np.ndarray) and len(array) == buffer.buffer_size:
                 total += array.nbytes

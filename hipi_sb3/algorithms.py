@@ -1,5 +1,6 @@
 """Algorithms of stable-baselines3 and sb3-contrib with HIPI's replay buffer as their default: HIPI-RL (arXiv 2002.11089)."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,39 @@ class HindsightInference:
     """
 
     replay_buffer_class: type[ReplayBuffer] | None
+    replay_buffer: ReplayBuffer | None
 
     def _setup_model(self) -> None:
         if self.replay_buffer_class is None:
             self.replay_buffer_class = HIPIReplayBuffer
         super()._setup_model()  # type: ignore[misc]  # that of the algorithm
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer: HIPI's into a folder, see :meth:`HIPIReplayBuffer.save
+        <hipi_sb3.buffers.HIPIReplayBuffer.save>`, another one, or into a stream, by pickle as stable-baselines3 does.
+
+        :param path: folder, which may hold an earlier buffer, or stream
+        """
+        if isinstance(self.replay_buffer, HIPIReplayBuffer) and isinstance(path, str | Path):
+            self.replay_buffer.save(path)
+        else:
+            super().save_replay_buffer(path)  # type: ignore[misc]
+
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer: from a folder, or a pickled one.
+
+        :param path: folder, pickle file or stream
+        :param truncate_last_traj: only for ``HerReplayBuffer``, see stable-baselines3
+        :raises ValueError: when it is damaged or does not fit this algorithm; the present buffer stays
+        """
+        if isinstance(path, str | Path) and Path(path).is_dir():
+            mine = type(self.replay_buffer)
+            kind = mine if issubclass(mine, HIPIReplayBuffer) else HIPIReplayBuffer
+            self.replay_buffer = kind.load(path, self)  # type: ignore[arg-type]
+        else:
+            super().load_replay_buffer(path, truncate_last_traj)  # type: ignore[misc]
 
 
 class HIPISAC(HindsightInference, FastSAC):

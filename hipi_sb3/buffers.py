@@ -3,10 +3,10 @@
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,27 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from hipi_sb3.buffer_files import read_state, space_from_json, space_to_json, write_state
 from hipi_sb3.candidates import CandidateSampler, check_candidates
 from hipi_sb3.episodes import EpisodeIndex, grow
 from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
-from hipi_sb3.layout import TaskLayout, each, gather, take
-from hipi_sb3.log_partition import LogPartition, make_log_partition
-from hipi_sb3.names import lookup
-from hipi_sb3.relabel import HIPI, MaximumAPosteriori, NoRelabeling, RandomTask, Strategy, TaskInference, make_strategy
+from hipi_sb3.label_pool import LabelPool
+from hipi_sb3.layout import TaskLayout, each, take
+from hipi_sb3.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
+from hipi_sb3.names import describe, lookup
+from hipi_sb3.relabel import (
+    HIPI,
+    KEY_TO_STRATEGY,
+    MaximumAPosteriori,
+    NoRelabeling,
+    RandomTask,
+    Strategy,
+    TaskInference,
+    make_strategy,
+)
 from hipi_sb3.relabel_batch import RelabelBatch
 from hipi_sb3.scores import KEY_TO_SCORE, learner_class
+from hipi_sb3.storage import ObservationStore
 from hipi_sb3.tasks import TaskFamily
 
 #: The two methods of stable-baselines3 that build or restore the buffer of an algorithm.
@@ -34,18 +46,6 @@ _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_rep
 
 #: Diagnostics that need extra scores are taken once in so many samples.
 _FULL_DIAGNOSTICS_EVERY = 100
-
-#: Batches whose relabeled rows fit into the pool of ``label_reuse``.
-_POOL_BATCHES = 4
-
-
-@dataclass
-class _LabelPool:
-    """Rows with labels that serve several batches: ``at`` (n,) each, ``tasks`` (n, task_dim), and how many uses are left."""
-
-    at: tuple[np.ndarray, np.ndarray]
-    tasks: np.ndarray
-    n_left: int
 
 
 class HIPIReplayBuffer(ReplayBuffer):
@@ -82,15 +82,12 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
-    :param label_reuse: how often a label that the critic gave is used before it is inferred anew: divides the cost of
-        scoring; the transitions themselves come back as often
+    :param label_reuse: how often a label that the critic gave is used, in the mean: divides the cost of scoring, see
+        :class:`~hipi_sb3.label_pool.LabelPool`; 1 to infer each label anew
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
     :param gamma: discount of that return; has to be the algorithm's
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
     """
-
-    observations: Any  # dict[str, np.ndarray] or np.ndarray, (buffer_size, n_envs, ...)
-    next_observations: Any
 
     def __init__(
         self,
@@ -110,7 +107,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         n_candidate_tasks: int = 32,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
-        label_reuse: int = 1,
+        label_reuse: int = 16,
         n_steps: int = 1,
         gamma: float = 0.99,
     ) -> None:
@@ -145,8 +142,6 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.n_steps = n_steps
         self.gamma = gamma
 
-        self.observations = self._allocate_observations()
-        self.next_observations = self._allocate_observations()
         self.actions = self._allocate(self.action_dim, dtype=self._maybe_cast_dtype(action_space.dtype))
         self.rewards = self._allocate()
         self.dones = self._allocate(dtype=bool)
@@ -155,7 +150,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.env_terminated = self._allocate(dtype=bool)
         self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
         self._n_samples = 0
-        self._pool: _LabelPool | None = None
+        self._pool: LabelPool | None = None
 
         self.family: TaskFamily | None = None
         self._family_is_given = family is not None
@@ -245,12 +240,69 @@ class HIPIReplayBuffer(ReplayBuffer):
         return TaskLayout(None, family.task_dim)
 
     @cached_property
+    def store(self) -> ObservationStore:
+        """The stored observations, each of them once."""
+        return ObservationStore(self.observation_space, self.layout, self.episodes)
+
+    @property
+    def observations(self) -> Any:  # type: ignore[override]
+        """All observations, (buffer_size, n_envs, ...) or a dict of such: a copy, to look at. See :meth:`transitions_at`."""
+        return self._all_rows(self.store.observations)
+
+    @property
+    def next_observations(self) -> Any:  # type: ignore[override]
+        """All next observations, as :attr:`observations`."""
+        return self._all_rows(self.store.next_observations)
+
+    @property
     def features(self) -> np.ndarray:
-        """Features of the stored transitions, (buffer_size, n_envs, feature_dim)."""
-        family = self.require_family()
-        if family.features_key is not None:
-            return self.next_observations[family.features_key]  # not stored twice
-        return self._allocate(family.feature_dim)
+        """Features of all transitions, (buffer_size, n_envs, feature_dim): a copy, to look at. See :meth:`features_at`."""
+        return self._all_rows(self.features_at)
+
+    def transitions_at(self, at: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
+        """
+        Observations before and after stored steps, as they happened.
+
+        :param at: ring indices and environment indices, (n,) each
+        :return: raw observations and next observations, (n, ...) or dicts of such; copies
+        """
+        return self.store.transitions(at)
+
+    def features_at(self, at: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """
+        Features of stored steps.
+
+        :param at: ring indices and environment indices, (...,) each
+        :return: (..., feature_dim); a copy
+        """
+        key = self.require_family().features_key
+        return take(self._features, at) if key is None else self.store.next_part(key, at)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays that hold transitions."""
+        rows = sum(getattr(self, name).nbytes for name in self._row_arrays())
+        return rows + self.store.nbytes + self.episodes.nbytes
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        """Features that are not a part of the next observation, (buffer_size, n_envs, feature_dim)."""
+        return self._allocate(self.require_family().feature_dim)
+
+    def _row_arrays(self) -> list[str]:
+        """Names of the arrays (buffer_size, n_envs, ...) of the buffer itself."""
+        has_features = self.family is not None and self.family.features_key is None
+        return ["actions", "rewards", "dones", "timeouts", "env_terminated"] + ["_features"] * has_features
+
+    def _all_rows(self, read: Callable[[tuple[np.ndarray, np.ndarray]], Any]) -> Any:
+        """What a function reads of every row that was written, and zeros; not to be written to, for that would be lost."""
+
+        def full(values: np.ndarray) -> np.ndarray:
+            array = grow(values, self.buffer_size)  # values are a copy already
+            array.flags.writeable = False
+            return array
+
+        return each(read(np.indices((self.size(), self.n_envs))), full)  # type: ignore[arg-type]
 
     @cached_property
     def candidate_sampler(self) -> CandidateSampler:
@@ -345,7 +397,7 @@ class HIPIReplayBuffer(ReplayBuffer):
                 f"{type(family).__name__}. Use 'hipi' or 'random'."
             )
         self.family = family
-        for cached in ("layout", "features", "candidate_sampler"):
+        for cached in ("layout", "store", "_features", "candidate_sampler"):
             self.__dict__.pop(cached, None)
 
     # -- storing -------------------------------------------------------------------------------------------------------
@@ -379,27 +431,25 @@ class HIPIReplayBuffer(ReplayBuffer):
             self._check_same_tasks(tasks, np.asarray(self.layout.get(next_obs)))
         self._check_reward(family, features, tasks, np.asarray(reward))
 
-        self._close_broken_episodes(obs)
         pos = self.pos
-        _store(self.observations, pos, obs)
-        _store(self.next_observations, pos, next_obs)
+        if self.full and self._pool is not None:
+            self._pool.forget(pos)
+        self.store.add(obs, next_obs, np.asarray(done, dtype=bool))
         self.actions[pos] = action.reshape((self.n_envs, self.action_dim))
         self.rewards[pos] = reward
         self.dones[pos] = done
-        self.features[pos] = features
+        if family.features_key is None:
+            self._features[pos] = features
         if self.handle_timeout_termination:
             self.timeouts[pos] = [info.get("TimeLimit.truncated", False) for info in infos]
         # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
         unexplained = self.dones[pos] & ~self.timeouts[pos] & ~family.terminated(features, tasks)
         self.env_terminated[pos] = unexplained | [info.get("env_terminated", False) for info in infos]
 
-        self.episodes.add()
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full = True
             self.pos = 0
-        for env_index in np.flatnonzero(done):
-            self.episodes.finish(env_index)
 
     def _read_features(self, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
         """Features of a step of all environments, (n_envs, feature_dim)."""
@@ -428,7 +478,7 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def _check_reward(self, family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
         expected = family.reward(features, tasks)
-        if not np.allclose(expected, reward, rtol=1e-4, atol=1e-5):
+        if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
             env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
             raise ValueError(
                 f"Environment {env_index} returned reward {reward[env_index]} for task {tasks[env_index]}, but "
@@ -436,34 +486,11 @@ class HIPIReplayBuffer(ReplayBuffer):
                 f"{family.reward_remedy}"
             )
 
-    def _close_broken_episodes(self, obs: Any) -> None:
-        """
-        End, in the books, episodes that were left in the middle: by ``learn`` starting anew, ``set_env`` or loading.
-
-        An observation that does not continue the last one shows it. Without this, HER's "future" would reach into another
-        episode.
-        """
-        if self.pos == 0 and not self.full:
-            return
-        last = (self.pos - 1) % self.buffer_size
-        pairs = (
-            [(self.next_observations[key], obs[key]) for key in self.next_observations]
-            if isinstance(self.next_observations, dict)
-            else [(self.next_observations, obs)]
-        )
-        for env_index in np.flatnonzero(self.episodes.length > 0):
-            if not all(
-                np.array_equal(
-                    stored[last, env_index], np.asarray(new[env_index]).astype(stored.dtype).reshape(stored.shape[2:])
-                )
-                for stored, new in pairs
-            ):
-                self.episodes.finish(env_index)
-
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
         self.episodes = EpisodeIndex(self.buffer_size, self.n_envs)
+        self.__dict__.pop("store", None)
         self._pool = None
 
     # -- sampling ------------------------------------------------------------------------------------------------------
@@ -490,14 +517,14 @@ class HIPIReplayBuffer(ReplayBuffer):
         if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
             relabeled = self.rng.random(len(batch_inds)) < self.relabel_prob
         rows = np.flatnonzero(relabeled)
-        pooled = self._reuse_labels(at, rows, env) if self.label_reuse > 1 and self.strategy.needs_scores else None
+        pooled = self._reuse_labels(at, rows, env) if self.label_reuse > 1 and self._asks_the_critic else None
 
-        obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
+        obs, next_obs = self.transitions_at(at)
         tasks = self.layout.get(obs)
         if len(rows) > 0:
-            tasks = tasks.copy()
+            # In place: obs and next_obs are copies of what is stored.
             tasks[rows] = self._relabel(RelabelBatch(self, at, obs, next_obs, rows, env)) if pooled is None else pooled
-            obs, next_obs = self.layout.put(obs, tasks), self.layout.put(next_obs, tasks)
+            self.layout.get(next_obs)[...] = tasks
 
         discounts = None
         if self.n_steps == 1:
@@ -505,17 +532,18 @@ class HIPIReplayBuffer(ReplayBuffer):
             rewards = self._normalize_reward(rewards, env)
         else:
             rewards, dones, discounts, last = self._n_step_outcomes(at, tasks, relabeled, env)
-            next_obs = self.layout.put(gather(self.next_observations, (last, env_inds)), tasks)
+            next_obs = self.store.next_observations((last, env_inds))
+            self.layout.get(next_obs)[...] = tasks
 
         obs, next_obs = self._normalize_obs(obs, env), self._normalize_obs(next_obs, env)
-        # All arrays were made here, none is a view of what is stored: tensors may share their memory.
+        # All arrays were made here, none is a view of what is stored or of another: tensors may share their memory.
         to_tensor = partial(self.to_torch, copy=False)
         to_column = lambda values: to_tensor(values.reshape(-1, 1).astype(np.float32, copy=False))  # noqa: E731
         samples = DictReplayBufferSamples if isinstance(obs, dict) else ReplayBufferSamples
         return samples(
             observations=each(obs, to_tensor),
             actions=to_tensor(take(self.actions, at)),
-            next_observations=each(next_obs, self.to_torch),  # copied: its tasks are the array of obs
+            next_observations=each(next_obs, to_tensor),
             dones=to_column(dones),
             rewards=to_column(rewards),
             discounts=None if discounts is None else to_column(discounts),
@@ -538,7 +566,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             self._rng, self.inference = np.random.default_rng(0), deepcopy(inference)
             with th.random.fork_rng():
                 at = (self._rng.integers(self.size(), size=batch_size), self._rng.integers(self.n_envs, size=batch_size))
-                obs, next_obs = gather(self.observations, at), gather(self.next_observations, at)
+                obs, next_obs = self.transitions_at(at)
                 batch = RelabelBatch(self, at, obs, next_obs, np.arange(batch_size), env)
                 batch.assigned = self.strategy.assign(batch, self._rng)
         finally:
@@ -562,7 +590,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         if relabeled.any():
             new = (at[0][relabeled], at[1][relabeled])
             rewards[relabeled], dones[relabeled] = self.judge(
-                take(self.features, new), tasks[relabeled], take(self.env_terminated, new)
+                self.features_at(new), tasks[relabeled], take(self.env_terminated, new)
             )
         return rewards, dones.astype(np.float32)
 
@@ -598,13 +626,16 @@ class HIPIReplayBuffer(ReplayBuffer):
         terminated = np.max(dones * counts, axis=1)
         return returns, terminated, self.gamma**length, (steps + length - 1) % self.buffer_size
 
+    @property
+    def _asks_the_critic(self) -> bool:
+        """Whether labels come from the critic by now."""
+        return self.strategy.needs_scores and self.model._n_updates >= self.warmup_updates
+
     def _relabel(self, batch: RelabelBatch, n_uses: int = 1) -> np.ndarray:
         """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
         start = time.perf_counter()
-        strategy = self.strategy
-        if strategy.needs_scores and self.model._n_updates < self.warmup_updates:
-            strategy = RandomTask()
-        tasks = strategy.assign(batch, self.rng)
+        is_early = self.strategy.needs_scores and not self._asks_the_critic
+        tasks = (RandomTask() if is_early else self.strategy).assign(batch, self.rng)
         self._log(batch, tasks, (time.perf_counter() - start) / n_uses)
         return tasks
 
@@ -612,25 +643,23 @@ class HIPIReplayBuffer(ReplayBuffer):
         """
         Replace the rows of a batch that are to be relabeled by rows whose labels are known.
 
-        A pool of rows is relabeled at once and serves the next batches, until each of its labels has been used about
-        ``label_reuse`` times. It holds several batches' worth, so that a row does not come back at once.
-
         :param at: ring indices and environment indices of the batch, (batch_size,) each; changed in place
         :param rows: which rows of the batch are to be relabeled, (n_rows,)
         :param env: associated ``VecNormalize``, if any
         :return: their new tasks, (n_rows, task_dim)
         """
-        if self._pool is None or self._pool.n_left < len(rows):
-            size = max(1, round(_POOL_BATCHES * self.relabel_prob * len(at[0])))
-            pool_at = (self.rng.integers(self.size(), size=size), self.rng.integers(self.n_envs, size=size))
-            obs, next_obs = gather(self.observations, pool_at), gather(self.next_observations, pool_at)
-            batch = RelabelBatch(self, pool_at, obs, next_obs, np.arange(size), env)
-            self._pool = _LabelPool(pool_at, self._relabel(batch, self.label_reuse), self.label_reuse * size)
-        chosen = self.rng.integers(len(self._pool.tasks), size=len(rows))
-        self._pool.n_left -= len(rows)
-        for mine, theirs in zip(at, self._pool.at, strict=True):
-            mine[rows] = theirs[chosen]
-        return self._pool.tasks[chosen]
+        n_new = max(1, round(self.relabel_prob * len(at[0])))
+        if self._pool is None:
+            self._pool = LabelPool(n_new, self.require_family().task_dim, self.label_reuse)
+        if self._pool.is_due(len(rows)):
+            new = (self.rng.integers(self.size(), size=n_new), self.rng.integers(self.n_envs, size=n_new))
+            obs, next_obs = self.transitions_at(new)
+            batch = RelabelBatch(self, new, obs, next_obs, np.arange(n_new), env)
+            self._pool.add(new, self._relabel(batch, self.label_reuse))
+        drawn, tasks = self._pool.draw(len(rows), self.rng)
+        for mine, theirs in zip(at, drawn, strict=True):
+            mine[rows] = theirs
+        return tasks
 
     def judge(self, features: np.ndarray, tasks: np.ndarray, env_terminated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -662,27 +691,139 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     # -- copies and files ---------------------------------------------------------------------------------------------
 
+    def save(self, path: str | Path) -> None:
+        """
+        Write the buffer into a folder, as plain arrays and a JSON file, see :mod:`hipi_sb3.buffer_files`.
+
+        Whenever the process is killed, the folder holds the buffer that it held before, or this one. The algorithm, its
+        environment and the code of the family are not in it.
+
+        :param path: folder; what an earlier ``save`` wrote there is replaced
+        :raises RuntimeError: when the tasks are not known yet
+        :raises FileExistsError: when there is something else in that place
+        """
+        family = self.require_family()
+        log_partition = self.inference.log_partition
+        state = {
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
+            "n_rows": self.buffer_size,
+            "n_envs": self.n_envs,
+            "options": {name: getattr(self, name) for name in _PLAIN_OPTIONS}
+            | {
+                "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
+                "temperature": self.inference.temperature,
+                "strategy": describe(self.strategy, KEY_TO_STRATEGY),
+                "log_partition": describe(log_partition, KEY_TO_LOG_PARTITION),
+            },
+            "tasks": {"space": space_to_json(family.task_space), "feature_dim": family.feature_dim},
+            "pos": self.pos,
+            "full": self.full,
+            "n_samples": self._n_samples,
+            "generator": None if self._rng is None else self._rng.bit_generator.state,
+            "log_partition": {"class": type(log_partition).__qualname__, "state": log_partition.state_dict()},
+            "label_pool": None if self._pool is None else vars(self._pool),
+            "episodes": self.episodes.state_dict(),
+            "observations": self.store.arrays(),
+            "transitions": {name.strip("_"): getattr(self, name)[: self.size()] for name in self._row_arrays()},
+        }
+        write_state(path, state)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: OffPolicyAlgorithm | None = None, mmap: bool = False, **options: Any
+    ) -> "HIPIReplayBuffer":
+        """
+        Read what :meth:`save` wrote.
+
+        :param path: folder
+        :param model: the algorithm that it will belong to, as after :meth:`attach`; set ``model.replay_buffer`` to the result
+        :param mmap: map the arrays of a full buffer into memory instead of reading them; new transitions do not reach the file
+        :param options: options of the constructor that replace the saved ones. ``family`` has to be given where no model with
+            an environment brings it, and so has a strategy or an estimator of your own where the model was not built with it
+        :return: the buffer
+        :raises FileNotFoundError: when there is none, or an array is missing
+        :raises ValueError: when a file is damaged or of another version, an option is missing, or spaces or tasks do not fit
+        """
+        state = read_state(path, mmap)
+        given = {} if model is None else model.replay_buffer_kwargs
+        saved = state["options"]
+        for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
+            if name in options:
+                continue
+            key = saved[name]["name"]
+            if key is not None:
+                saved[name] = registry[key](**saved[name]["arguments"])
+            elif type(given.get(name)).__qualname__ == saved[name]["class"]:
+                saved[name] = given[name]
+            else:
+                raise ValueError(
+                    f"The buffer in {path} had an object of the class {saved[name]['class']} as its {name}, and code is not "
+                    f"saved. Pass {name}=... to HIPIReplayBuffer.load, or in replay_buffer_kwargs to the algorithm."
+                )
+        if "family" in given:
+            options.setdefault("family", given["family"])
+        buffer = cls(
+            state["n_rows"] * state["n_envs"],
+            space_from_json(state["observation_space"]),
+            space_from_json(state["action_space"]),
+            n_envs=state["n_envs"],
+            **{"device": "auto" if model is None else model.device, **saved, **options},
+        )
+        if model is not None:
+            buffer.attach(model)
+        if buffer.family is None:
+            raise ValueError(
+                f"The buffer in {path} needs its task family, and code is not saved. Pass family=... to "
+                "HIPIReplayBuffer.load, or a model that has its environment (model.set_env(env))."
+            )
+        tasks = {"space": space_to_json(buffer.family.task_space), "feature_dim": buffer.family.feature_dim}
+        if tasks != state["tasks"]:
+            raise ValueError(
+                f"The buffer in {path} holds transitions of tasks in {space_from_json(state['tasks']['space'])} with "
+                f"{state['tasks']['feature_dim']} features, but {type(buffer.family).__name__} has "
+                f"{buffer.family.task_space} with {buffer.family.feature_dim}. Use the family that it was filled with."
+            )
+        buffer._restore(state)
+        return buffer
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`save` has saved besides the options."""
+        self.pos, self.full, self._n_samples = state["pos"], state["full"], state["n_samples"]
+        if state["generator"] is not None:
+            self._rng = np.random.default_rng(0)
+            self._rng.bit_generator.state = state["generator"]
+        log_partition = self.inference.log_partition
+        if type(log_partition).__qualname__ == state["log_partition"]["class"]:
+            log_partition.load_state_dict(state["log_partition"]["state"])
+        self._pool = None if state["label_pool"] is None else LabelPool.restore(state["label_pool"])
+        self.episodes.load_state_dict(state["episodes"])
+        self.store.set_arrays(state["observations"])
+        for name in self._row_arrays():
+            self.__dict__[name] = grow(state["transitions"][name.strip("_")], self.buffer_size)
+
     def __getstate__(self) -> dict[str, Any]:
         """State without the algorithm and its environment, and without the rows that were never written."""
-        left_out = {"_model_ref", "_env_ref", "model"}
-        if self.family is not None and self.family.features_key is not None:
-            left_out.add("features")  # a part of the next observations
-        state = {key: value for key, value in self.__dict__.items() if key not in left_out}
-        if not self.full:
-            for key, value in state.items():
-                if _is_storage(key):
-                    state[key] = each(value, lambda array: array[: self.pos])
-        return state
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref", "store")}
+        if self.family is not None:
+            state["store"] = self.store.arrays()
+        return state | {name: getattr(self, name)[: self.size()] for name in self._row_arrays()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
+        if "observations" in state:
+            raise ValueError(
+                "This HIPIReplayBuffer was pickled by an earlier version of hipi_sb3, which stored observations differently. "
+                "Unpickle it with that version, or collect the transitions again."
+            )
+        stored = state.pop("store", None)
         self.__dict__.update(state)
         self._model_ref = None
         self._env_ref = None
-        if not self.full:
-            for key, value in state.items():
-                if _is_storage(key):
-                    self.__dict__[key] = each(value, lambda array: grow(array, self.buffer_size))
+        for name in self._row_arrays():
+            self.__dict__[name] = grow(state[name], self.buffer_size)
+        if stored is not None:
+            self.store.set_arrays(stored)
         model = _owner_of(self)
         if model is not None:
             self.attach(model)
@@ -700,15 +841,18 @@ class HIPIReplayBuffer(ReplayBuffer):
     def _allocate(self, *shape: int, dtype: Any = np.float32) -> np.ndarray:
         return np.zeros((self.buffer_size, self.n_envs, *shape), dtype=dtype)
 
-    def _allocate_observations(self) -> Any:
-        # The networks read float32: wider observations would be stored for nothing.
-        def allocate(space: spaces.Space, shape: tuple[int, ...]) -> np.ndarray:
-            return self._allocate(*shape, dtype=np.float32 if space.dtype == np.float64 else space.dtype)
 
-        if isinstance(self.observation_space, spaces.Dict):
-            shapes: Any = self.obs_shape
-            return {key: allocate(space, shapes[key]) for key, space in self.observation_space.spaces.items()}
-        return allocate(self.observation_space, self.obs_shape)
+#: Options of the constructor that are attributes of the same name, and plain values.
+_PLAIN_OPTIONS = (
+    "handle_timeout_termination",
+    "score",
+    "n_candidate_tasks",
+    "relabel_prob",
+    "warmup_updates",
+    "label_reuse",
+    "n_steps",
+    "gamma",
+)
 
 
 def _owner_of(buffer: HIPIReplayBuffer) -> OffPolicyAlgorithm | None:
@@ -724,24 +868,3 @@ def _owner_of(buffer: HIPIReplayBuffer) -> OffPolicyAlgorithm | None:
     if frame.f_code is load_from_pkl.__code__ and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_locals["self"] if frame.f_code in _OWNERS else None
-
-
-def _is_storage(key: str) -> bool:
-    return key in (
-        "observations",
-        "next_observations",
-        "actions",
-        "rewards",
-        "dones",
-        "timeouts",
-        "env_terminated",
-        "features",
-    )
-
-
-def _store(arrays: Any, pos: int, values: Any) -> None:
-    if isinstance(arrays, dict):
-        for key, array in arrays.items():
-            _store(array, pos, values[key])
-    else:
-        arrays[pos] = np.asarray(values).reshape(arrays.shape[1:])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecNormalize
 
-from hipi_sb3.layout import each, gather, take
+from hipi_sb3.layout import each, gather
 from hipi_sb3.log_partition import RunningLogPartition
 from hipi_sb3.relabel import Candidates, Inference, effective_tasks, label_divergence
 from hipi_sb3.scores import Learner, Pairs, learner_class, score_pairs
@@ -46,7 +46,7 @@ class RelabelBatch:
         self.at = (at[0][rows], at[1][rows])
         self.batch_tasks = buffer.layout.get(obs)
         self.commanded = self.batch_tasks[rows]
-        self.features = take(buffer.features, self.at)
+        self.features = buffer.features_at(self.at)
         self.env = env
         self._batch_at, self._batch_obs, self._batch_next_obs, self._rows = at, obs, next_obs, rows
         #: Their new tasks, once they are known, (n_rows, task_dim).
@@ -84,7 +84,7 @@ class RelabelBatch:
 
     @cached_property
     def batch_features(self) -> np.ndarray:
-        return take(self.buffer.features, self._batch_at)
+        return self.buffer.features_at(self._batch_at)
 
     @cached_property
     def obs(self) -> Any:
@@ -180,7 +180,7 @@ class RelabelBatch:
 
     def _features_ahead(self, at: tuple[np.ndarray, np.ndarray], ahead: np.ndarray) -> np.ndarray:
         """Features of the transitions that lie some rows ahead, (..., feature_dim)."""
-        return take(self.buffer.features, ((at[0] + ahead) % self.buffer.buffer_size, at[1]))
+        return self.buffer.features_at(((at[0] + ahead) % self.buffer.buffer_size, at[1]))
 
     def _returns(self, first: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.buffer_files import space_from_json, space_to_json
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.layout import gather
 from hipi_sb3.tasks import TaskFamily
 
 #: Steps that are read at a time.
@@ -185,12 +185,12 @@ class TrajectoryDataset:
         rows = (oldest + np.arange(size)) % buffer.buffer_size
         # Environment by environment, each from its oldest row on: (n_envs, size) -> (n_envs * size,).
         at = (np.tile(rows, buffer.n_envs), np.repeat(np.arange(buffer.n_envs), size))
-        is_first = buffer.episodes.step[at] == 0
+        is_first = buffer.episodes.step(at) == 0
         is_first[::size] = True
         starts = np.flatnonzero(is_first)
         ends = np.append(starts[1:], len(is_first)) - 1
         space, action_space = buffer.observation_space, buffer.action_space
-        observations, inner = gather(buffer.observations, at), space
+        observations, inner = buffer.store.observations(at), space
         tasks = layout.get(observations)[starts]
         if isinstance(space, spaces.Dict):
             observations, inner = without_task(observations, layout.key), without_task(space, layout.key)
@@ -208,7 +208,7 @@ class TrajectoryDataset:
             action_space,
             observations,
             actions,
-            buffer.features[at],
+            buffer.features_at(at),
             np.diff(np.append(starts, len(is_first))),
             tasks,
             buffer.env_terminated[at][ends],
@@ -259,7 +259,7 @@ class TrajectoryDataset:
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
             text = str(arrays.pop("spaces")) if "spaces" in arrays else None
-        stored = {} if text is None else {name: _space_from(entry) for name, entry in json.loads(text).items()}
+        stored = {} if text is None else {name: space_from_json(entry) for name, entry in json.loads(text).items()}
         observation_space = observation_space or stored.get("observation")
         action_space = action_space or stored.get("action")
         if observation_space is None or action_space is None:
@@ -332,7 +332,7 @@ class TrajectoryDataset:
         return arrays if self.tasks is None else {**arrays, "tasks": self.tasks}
 
     def _spaces(self) -> str:
-        return json.dumps({"observation": _space_to(self.observation_space), "action": _space_to(self.action_space)})
+        return json.dumps({"observation": space_to_json(self.observation_space), "action": space_to_json(self.action_space)})
 
     def _save_rest(self, folder: Path) -> None:
         for name, array in self._small_arrays().items():
@@ -395,24 +395,3 @@ def without_task(parts: Any, task_key: str | None) -> Any:
 def _named(name: str, parts: Any) -> dict[str, Any]:
     """Arrays or spaces of an observation, each under a name of its own."""
     return {f"{name}.{key}": part for key, part in parts.items()} if isinstance(parts, dict | spaces.Dict) else {name: parts}
-
-
-def _space_to(space: spaces.Space) -> dict[str, Any]:
-    """A space for JSON."""
-    if isinstance(space, spaces.Dict):
-        return {"parts": {key: _space_to(part) for key, part in space.spaces.items()}}
-    if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n), "start": int(space.start)}
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"TrajectoryDataset saves Box, Discrete and Dict spaces, not {space}.")
-    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": space.dtype.name}
-
-
-def _space_from(entry: dict[str, Any]) -> spaces.Space:
-    """The space of :func:`_space_to`."""
-    if "parts" in entry:
-        return spaces.Dict({key: _space_from(part) for key, part in entry["parts"].items()})
-    if "n" in entry:
-        return spaces.Discrete(entry["n"], start=entry["start"])
-    dtype: Any = np.dtype(entry["dtype"])
-    return spaces.Box(np.array(entry["low"], dtype=dtype), np.array(entry["high"], dtype=dtype), dtype=dtype)

@@ -180,7 +180,7 @@ def test_before_the_warmup_a_random_candidate_is_taken_and_the_critic_not_asked(
         return score_pairs(learner, *args)
 
     monkeypatch.setattr(hipi_sb3.relabel_batch, "score_pairs", spy)
-    model = make_model(replay_buffer_kwargs={"warmup_updates": 30, "relabel_prob": 1.0})
+    model = make_model(replay_buffer_kwargs={"warmup_updates": 30, "relabel_prob": 1.0, "label_reuse": 1})
     buffer = train(model, 80)
     assert min(asked) == 30 and max(asked) == model._n_updates - 1
     model._n_updates = 0
@@ -228,7 +228,7 @@ def test_what_was_decided_is_logged() -> None:
             pass
 
     memory = Memory()
-    model = make_model()
+    model = make_model(replay_buffer_kwargs={"label_reuse": 1})
     model.set_logger(Logger(None, [memory]))
     train(model, 200, log_interval=2)
     logged = [
@@ -345,7 +345,7 @@ class AssignTask(Strategy):
 
 def normalized_model(flatten: bool = False, **kwargs: Any) -> tuple[SAC, VecNormalize]:
     env = VecNormalize(vec_line_walk(2, flatten=flatten), **kwargs)
-    options = {"strategy": AssignTask(), "relabel_prob": 1.0, "candidates": "prior", "n_candidate_tasks": 4}
+    options = {"strategy": AssignTask(), "relabel_prob": 1.0, "candidates": "prior", "n_candidate_tasks": 4, "label_reuse": 1}
     model = make_model(env, flatten=flatten, replay_buffer_kwargs=options)
     train(model, 80)
     env.training = False

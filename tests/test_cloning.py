@@ -91,12 +91,21 @@ def test_a_data_set_that_is_not_there_is_named(
         with pytest.raises(SystemExit):
             main("-n", 5, "--dataset", tmp_path / name, *QUICK)
         shown = capsys.readouterr().err
-        assert f"error: --dataset {tmp_path / name}: " in shown and message in shown
+        assert "train.py: error: " in shown and str(tmp_path / name) in shown and message in shown
 
 
 def test_the_launcher_searches_on_a_data_set(main: Callable[..., str], dataset: Path) -> None:
     output = main("-n", 10, "--dataset", dataset, "-optimize", "--n-trials", 2, "--n-evaluations", 1, *QUICK)
     assert "Number of finished trials:  2" in output and "relabel_strategy" in output
+
+
+def test_a_data_set_that_is_not_there_is_one_line(main: Callable[..., str], capsys: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main("-n", 10, "--dataset", "nosuch.npz", *QUICK)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert "nosuch.npz" in error and error.count("\n") == 1
+    assert not list(tmp_path.glob("logs/*/*"))
 
 
 def test_a_data_set_is_for_cloning_only(main: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from numpy.testing import assert_array_equal
 require("rl_zoo3")
 
 from rl_zoo3.utils import ALGOS
+from walks import walks
 
 from zoo import train
 from zoo.checkpoints import ResumableCallback, checkpoints, find_damage, last_checkpoint, new_checkpoint, trim_monitor_files
+from zoo.cloning import CloningCheckpoints
 
 ROOT = Path(__file__).parent.parent
 ENV = ["--env", "SlowWalk-v0", "--gym-packages", "slow_tasks"]
@@ -49,7 +52,9 @@ def start(folder, *arguments, step_seconds=0.0):
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "STEP_SECONDS": str(step_seconds)}
     command = [sys.executable, str(ROOT / "zoo" / "train.py"), *map(str, arguments)]
     with open(folder / "output.txt", "a") as output:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def wait_for(condition, process, seconds=120):
@@ -97,21 +102,29 @@ def kill_and_resume(folder, uninterrupted, n_kills, step_seconds=0.02):
     run_folder = folder / "killed/hipi_sac/SlowWalk-v0_1"
     rng = random.Random(0)
     process = start(folder, *ENV, *FEW, "-f", "killed", *NET, step_seconds=step_seconds)
+    resumed_at, steps_before = [], 0  # where the run went on, and its last checkpoint
     for kill in range(n_kills):
-        n_resumed = kill  # entries of run.yml
+        n_before = _n_resumed(run_folder)
         try:
-            # Let it start, train for a while (half a checkpoint's distance to one and a half), and go.
-            wait_for(lambda n=n_resumed: _n_resumed(run_folder) == n, process)
-            time.sleep(rng.uniform(0.0, 60 * step_seconds + 0.5))
+            if kill > 0 and rng.random() < 0.3:
+                time.sleep(rng.uniform(0.0, 4.0))  # before it trains, as a rule
+            else:
+                # Let it start, train for a while (half a checkpoint's distance to one and a half), and go.
+                wait_for(lambda n=n_before: _n_resumed(run_folder) != n, process)
+                time.sleep(rng.uniform(0.0, 60 * step_seconds + 0.5))
+            assert process.poll() is None, "the run ended by itself"
         finally:
             process.kill()
             process.wait()
+        # Nothing but the steps since the last checkpoint is lost: there the process before this one had gone on.
+        if kill > 0 and _n_resumed(run_folder) != n_before:
+            resumed_at.append(steps_before)
         steps_before = _last_step(run_folder)
+        assert steps_before >= max(resumed_at, default=0)
         process = start(folder, "--resume", run_folder, step_seconds=step_seconds if kill < n_kills - 1 else 0.0)
-        wait_for(lambda n=n_resumed: _n_resumed(run_folder) == n + 1, process)
-        # Nothing but the steps since the last checkpoint is lost.
-        assert yaml.safe_load(next(run_folder.glob("*/run.yml")).read_text())["resumed"][-1]["step"] == steps_before
     assert process.wait(timeout=120) == 0
+    resumed = yaml.safe_load(next(run_folder.glob("*/run.yml")).read_text())["resumed"]
+    assert [entry["step"] for entry in resumed] == [*resumed_at, steps_before]
     assert_same_run(uninterrupted, run_folder)
 
 
@@ -140,14 +153,25 @@ def test_a_run_may_be_killed_ten_times(tmp_path, uninterrupted):
     kill_and_resume(tmp_path, uninterrupted, n_kills=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_signal_writes_a_checkpoint_and_names_the_command_to_resume(main, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGTERM, []),
+        (signal.SIGINT, []),
+        pytest.param(signal.SIGINT, ["--vec-env", "subproc"], marks=pytest.mark.expensive),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "Ctrl-C, environments in processes of their own"],
+)
+def test_a_signal_writes_a_checkpoint_and_names_the_command_to_resume(main, tmp_path, number, options):
     run_folder = tmp_path / "logs/hipi_sac/SlowWalk-v0_1"
-    process = start(tmp_path, *ENV, *FEW, *NET, step_seconds=0.01)
+    process = start(tmp_path, *ENV, *FEW, *options, *NET, step_seconds=0.01)
     wait_for(lambda: checkpoints(run_folder / "checkpoints"), process)
     first = _last_step(run_folder)
     time.sleep(0.2)
-    process.send_signal(number)
+    if options:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
     last_line = (tmp_path / "output.txt").read_text().splitlines()[-1]
     command = "python zoo/train.py --resume logs/hipi_sac/SlowWalk-v0_1"
@@ -158,6 +182,26 @@ def test_a_signal_writes_a_checkpoint_and_names_the_command_to_resume(main, tmp_
 
 class Killed(BaseException):
     """Ends a run in this process where SIGKILL would end the process."""
+
+
+@contextmanager
+def killed_after_two_checkpoints(callback_class, n_steps):
+    """A run in this process that is killed some steps after its second checkpoint: what it logs until then is to be undone."""
+    save, on_step, saved = callback_class._save, callback_class._on_step, []
+
+    def save_and_note(callback):
+        save(callback)
+        saved.append(callback.model.num_timesteps)
+
+    def step_or_die(callback):
+        if len(saved) >= 2 and callback.model.num_timesteps >= saved[1] + n_steps:
+            raise Killed
+        return on_step(callback)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(callback_class, "_save", save_and_note)
+        patch.setattr(callback_class, "_on_step", step_or_die)
+        yield
 
 
 @pytest.mark.parametrize(
@@ -172,29 +216,55 @@ class Killed(BaseException):
         ("hipi_tqc", []),
         ("hipi_crossq", []),
         ("hipi_qrdqn", ["exploration_fraction:0.9"]),
+        ("hipi_bc", ["train_freq:20", "n_candidate_tasks:4"]),
     ],
-    ids=["several normalised environments", "gSDE and a learned log Z", "correlated noise", "TQC", "CrossQ", "QR-DQN"],
+    ids=[
+        "several normalised environments",
+        "gSDE and a learned log Z",
+        "correlated noise",
+        "TQC",
+        "CrossQ",
+        "QR-DQN",
+        "HIPI-BC",
+    ],
 )
-def test_whatever_a_run_depends_on_is_in_its_checkpoints(main, tmp_path, monkeypatch, algo, options):
+def test_whatever_a_run_depends_on_is_in_its_checkpoints(main, tmp_path, algo, options):
     env = ["--env", "PointFourRoomsGrid-v0"] if algo == "hipi_qrdqn" else ENV
     arguments = ["--algo", algo, *env, *FEW, *NET, *options]
     main(*arguments, "-f", "whole")
-    save, n_saved = ResumableCallback._save, 0
-
-    def save_and_die(callback):
-        nonlocal n_saved
-        save(callback)
-        n_saved += 1
-        if n_saved == 2:
-            raise Killed
-
-    monkeypatch.setattr(ResumableCallback, "_save", save_and_die)
-    with pytest.raises(Killed):
+    with killed_after_two_checkpoints(ResumableCallback, n_steps=25):
         main(*arguments, "-f", "killed")
-    monkeypatch.setattr(ResumableCallback, "_save", save)
     name = f"{algo}/{env[1]}_1"
     main("--resume", f"killed/{name}")
     assert_same_run(tmp_path / "whole" / name, tmp_path / "killed" / name, algo)
+
+
+def test_cloning_a_data_set_goes_on_from_its_checkpoints(main, tmp_path):
+    walks([20] * 10).save(tmp_path / "data.npz")
+    arguments = ["--algo", "hipi_bc", "--dataset", "data.npz", *ENV, *FEW, "-params", "policy_kwargs:dict(net_arch=[8])"]
+    main(*arguments, "n_candidate_tasks:4", "-f", "whole")
+    with killed_after_two_checkpoints(CloningCheckpoints, n_steps=25):
+        main(*arguments, "n_candidate_tasks:4", "-f", "killed")
+    name = "hipi_bc/SlowWalk-v0_1"
+    assert [path.name for path in checkpoints(tmp_path / "killed" / name / "checkpoints")] == ["40", "80"]
+    main("--resume", f"killed/{name}")
+    assert_same_run(tmp_path / "whole" / name, tmp_path / "killed" / name, "hipi_bc")
+
+
+def test_tensorboard_shows_one_run_and_every_value_once(main, tmp_path):
+    require("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with killed_after_two_checkpoints(ResumableCallback, n_steps=25):
+        main(*ENV, *FEW, "-tb", "tb", *NET)
+    main(*ENV, *FEW, "-f", "other", "-tb", "tb", *NET)  # begins after it, in the folder beside
+    main("--resume", "logs/hipi_sac/SlowWalk-v0_1")
+    folders = sorted(tmp_path.glob("tb/SlowWalk-v0/*"))
+    assert [folder.name for folder in folders] == ["SAC_1", "SAC_2"]
+    resumed, whole = (EventAccumulator(str(folder)).Reload() for folder in folders)
+    for tag in ("eval/mean_reward", "rollout/ep_rew_mean"):
+        values = [[(event.step, event.value) for event in run.Scalars(tag)] for run in (resumed, whole)]
+        assert len(values[0]) >= 4 and values[0] == values[1]
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -203,6 +273,13 @@ def test_whatever_a_run_depends_on_is_in_its_checkpoints(main, tmp_path, monkeyp
 def write(folder, step, text="x"):
     with new_checkpoint(folder, step) as path:
         (path / "model.zip").write_text(text)
+
+
+def test_without_any_checkpoint_the_run_starts_anew_and_says_so(tmp_path, capsys):
+    write(tmp_path, 10)
+    (tmp_path / "10/model.zip").unlink()
+    assert last_checkpoint(tmp_path) is None
+    assert f"There is no checkpoint in {tmp_path}: starting from the first step." in capsys.readouterr().out
 
 
 def test_the_last_two_checkpoints_are_kept(tmp_path):
@@ -246,18 +323,19 @@ def test_a_run_with_a_damaged_checkpoint_ends_the_same_too(main, tmp_path, unint
     run_file = next(uninterrupted.glob("*/run.yml"))
     run_file.write_text(run_file.read_text().replace("finished: 240\n", ""))
     last = checkpoints(uninterrupted / "checkpoints")[-1]
-    with open(last / "replay_buffer.pkl", "r+b") as file:
-        file.seek(1000)
+    damaged = next(last.glob("replay_buffer/arrays-*/transitions.actions.npy"))
+    with open(damaged, "r+b") as file:
+        file.seek(200)
         file.write(b"damage")
     output = main("--resume", uninterrupted)
-    assert f"The checkpoint after {last.name} steps is damaged (replay_buffer.pkl has another checksum)" in output
+    assert f"The checkpoint after {last.name} steps is damaged ({damaged.relative_to(last)} has another checksum)" in output
     assert_same_run(before, uninterrupted)
 
 
 def test_the_log_of_a_killed_run_is_cut_at_the_checkpoint(tmp_path):
     path = tmp_path / "0.monitor.csv"
     path.write_text('#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n-1.0,8,0.3\n-1.0,')
-    trim_monitor_files(tmp_path, 16)
+    trim_monitor_files(tmp_path, {"0.monitor.csv": len('#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n')})
     assert path.read_text() == '#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n'
 
 
@@ -271,11 +349,9 @@ def test_a_run_folder_explains_itself(uninterrupted):
     assert set(run["versions"]) >= {"python", "torch", "stable_baselines3", "gymnasium"}
     assert "cores" in run["machine"] and "commit" in run
     assert {path.name for path in (uninterrupted / "SlowWalk-v0").iterdir()} >= {"config.yml", "args.yml", "command.txt"}
-    assert json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text()).keys() == {
-        "model.zip",
-        "replay_buffer.pkl",
-        "state.pkl",
-    }
+    sums = json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text())
+    assert {name.partition("/")[0] for name in sums} == {"model.zip", "replay_buffer", "state.pkl"}
+    assert "replay_buffer/buffer.json" in sums
 
 
 def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):

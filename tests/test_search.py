@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 import yaml
 from conftest import require
+from numpy.testing import assert_array_equal
 
 require("rl_zoo3")
 
@@ -19,6 +21,7 @@ from optuna.trial import TrialState, create_trial
 
 from zoo import plugin, train
 from zoo.errors import ConfigurationError
+from zoo.search import TrialSeededEvalCallback
 from zoo.search_postgres import private_postgres
 from zoo.workers import WORKER, Worker, make_storage, n_finished, retry_dead_trials, run_trials, sampler_seed
 
@@ -309,6 +312,36 @@ def test_a_database_that_does_not_answer_is_one_line(main, capsys):
     assert exit_info.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("train.py: error: ") and "connection" in error
+
+
+def test_a_search_in_a_goal_env_judges_trials_by_the_same_goals(main, monkeypatch):
+    """The environment draws its goals itself; an untrained policy that is evaluated twice gets the same episodes twice."""
+    require("gymnasium_robotics")
+    seen = []
+
+    def watch(callback):
+        goals = []
+        observe = callback.eval_env.step_wait
+
+        def step_wait():
+            results = observe()
+            goals.append(callback.eval_env.get_original_obs()["desired_goal"])
+            return results
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(callback.eval_env, "step_wait", step_wait)
+            going_on = on_step(callback)
+        if goals:
+            seen.append(np.unique(np.concatenate(goals), axis=0))
+        return going_on
+
+    on_step = TrialSeededEvalCallback._on_step
+    monkeypatch.setattr(TrialSeededEvalCallback, "_on_step", watch)
+    few = ["-n", 20, "--n-trials", 1, "--n-evaluations", 2, "--eval-tasks", 4, "--n-eval-envs", 2, "--seed", 0]
+    few += ["--search-space", "small", "-params", "learning_starts:100"]
+    main("-optimize", "--gym-packages", "gymnasium_robotics", "--env", "FetchReach-v4", *few)
+    assert len(seen) == 2 and len(seen[0]) >= 4
+    assert_array_equal(seen[0], seen[1])
 
 
 # -- search spaces ----------------------------------------------------------------------------------------------------

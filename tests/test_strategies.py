@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, FiniteTasks, LinearReward
 from hipi_sb3.callbacks import RelabelSnapshotCallback
+from hipi_sb3.label_pool import N_BATCHES, LabelPool
 from hipi_sb3.relabel import ApproximateIRL, Candidates, MaximumAdvantage, MaximumReward
 from hipi_sb3.relabel_batch import RelabelBatch
 
@@ -139,12 +140,46 @@ def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
     calls = []
     original = buffer._relabel
     buffer._relabel = lambda batch, n_uses=1: calls.append(len(batch.commanded)) or original(batch, n_uses)
-    for _ in range(100):
+    for _ in range(N_BATCHES + 100):
         samples = buffer.sample(32)
         tasks = samples.observations["task"].numpy()
         assert_array_equal(tasks, samples.next_observations["task"].numpy())
-    # A pool of 4 batches' relabeled rows (64), each used five times: 320 uses at 16 a batch are 20 batches.
-    assert 4 <= len(calls) <= 6 and set(calls) == {64}
+    # The pool fills up with a batch's relabeled rows each time (11 batches had been learned from), then every fifth batch.
+    assert set(calls) == {16} and abs(len(calls) - (N_BATCHES - 11) - (100 + 11) / 5) <= 3
+
+
+def test_a_label_is_used_so_often_in_the_mean_and_spread_over_many_batches() -> None:
+    pool, rng, batch = LabelPool(n_rows=8, task_dim=1, n_uses=4), np.random.default_rng(0), 8
+    used: dict[float, list[int]] = {}
+    names = iter(range(10**6))
+    for k in range(2000):
+        if pool.is_due(batch):
+            new = np.array([next(names) for _ in range(8)])
+            pool.add((new, np.zeros(8, dtype=int)), new[:, None].astype(np.float32))
+        (steps, _), tasks = pool.draw(batch, rng)
+        assert_array_equal(steps, tasks[:, 0])
+        for name in tasks[:, 0]:
+            used.setdefault(name, []).append(k)
+    n_labels = next(names)
+    assert n_labels == 8 * (N_BATCHES + (2000 - N_BATCHES) // 4)
+    middle = [used.get(float(name), []) for name in range(8 * N_BATCHES, n_labels - 8 * N_BATCHES)]
+    counts = np.array([len(batches) for batches in middle])
+    assert abs(counts.mean() - 4) < 4 * 2 / np.sqrt(len(counts)) + 0.05  # Poisson: standard deviation 2
+    assert max(batches[-1] - batches[0] for batches in middle if batches) <= 4 * N_BATCHES
+    assert np.mean([len(set(batches)) == len(batches) for batches in middle]) > 0.9
+
+
+def test_labels_of_overwritten_transitions_are_dropped() -> None:
+    pool = LabelPool(n_rows=1, task_dim=1, n_uses=2)
+    for step in range(N_BATCHES):
+        assert pool.is_due(1)
+        pool.add((np.array([step]), np.array([step % 2])), np.array([[step]], dtype=np.float32))
+    for step in range(1, N_BATCHES):
+        pool.forget(step)
+    (steps, env_indices), tasks = pool.draw(20, np.random.default_rng(0))
+    assert not steps.any() and not env_indices.any() and not tasks.any()
+    pool.forget(0)
+    assert pool.is_due(0)
 
 
 def test_rows_with_reused_labels_are_judged_by_their_label() -> None:

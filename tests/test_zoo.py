@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import hipi_sb3
 from hipi_sb3 import CallableTasks, HIPIReplayBuffer, MultiTaskWrapper
 from hipi_sb3.evaluation import evaluation_tasks
-from zoo import benchmark, enjoy, plugin, train
+from zoo import benchmark, enjoy, experiment, plugin, train
 from zoo.experiment import TaskExperimentManager, parse_relabel
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,8 @@ plugin.register()
 
 def run(script, *arguments, cwd, check=True):
     """Run a command of the launcher in another folder than the checkout's, which need not be on the path."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "zoo" / script), *map(str, arguments)]
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
     assert not check or result.returncode == 0, result.stderr
@@ -347,11 +348,33 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(tmp_path):
         (["-conf", "missing.yml"], "No such file or directory: 'missing.yml'"),
         (["--eval-tasks", "0"], "--eval-tasks must be at least 1, not 0."),
         (["--gym-packages", "no_such_module"], "No module named 'no_such_module'"),
-        (["--track"], "please install W&B via `pip install wandb`"),
     ],
 )
 def test_a_mistake_is_answered_with_what_to_do(mistake, arguments, message):
     assert message in mistake(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "message"),
+    [
+        ("wandb", ["--track"], "please install W&B via `pip install wandb`"),
+        ("tensorboard", ["-tb", "tb"], "TensorBoard is not installed: pip install tensorboard"),
+    ],
+)
+def test_a_log_whose_package_is_missing_is_one_line(mistake, monkeypatch, package, arguments, message):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "tensorboard":
+        monkeypatch.setattr(experiment, "SummaryWriter", None)
+    assert message in mistake(*arguments)
+
+
+def test_a_run_is_tracked_without_a_network(tmp_path, monkeypatch):
+    require("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = ["-n", 60, "--eval-tasks", 2, "--track", "--wandb-project-name", "p", *QUICK]
+    run("train.py", *arguments, cwd=tmp_path)
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert list(tmp_path.glob("runs/PointFourRooms-v0__hipi_sac__*/PointFourRooms-v0/SAC_1/events.*"))
 
 
 @pytest.mark.parametrize(

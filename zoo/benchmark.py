@@ -10,6 +10,7 @@ interquartile mean with bootstrap intervals (rliable: Agarwal et al., NeurIPS 20
 """
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -41,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEY_TO_SUITE: dict[str, list[str]] = {
     "point": ["PointFourRooms-v0"],
     "point-paper": ["PointFourRoomsPaper-v0"],
+    # Tasks that are no goals: HER has nothing to relabel with.
+    "point-tasks": ["PointFixedGoals-v0", "PointMassLinear-v0"],
     # The HIPI paper, and what its authors' code has beyond it.
     "paper": [
         "QuadrupedGoal-v0",
@@ -102,7 +105,7 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
     # ... uses of a label, ...
-    "hipi_reuse8": Method(("label_reuse=8",)),
+    "hipi_reuse1": Method(("label_reuse=1",)),
     # ... candidates, ...
     "hipi_commanded": Method(("candidates=batch",)),
     "hipi_achieved": Method(("candidates=achieved",)),
@@ -202,14 +205,16 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     :return: cells, seed by seed, so that an interrupted benchmark has all methods
     :raises ConfigurationError: when a name is unknown
     """
-    if args.envs:
-        envs = args.envs.split(",")
-        for env in envs:
-            check_name("environment", env, gym.registry)
-    else:
-        suite = args.suite or "point"
-        check_name("suite", suite, KEY_TO_SUITE)
-        envs = KEY_TO_SUITE[suite]
+    suite = args.suite or "point"
+    check_name("suite", suite, KEY_TO_SUITE)
+    envs = args.envs.split(",") if args.envs else KEY_TO_SUITE[suite]
+    for env in envs:
+        for package in packages_of(env):
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise ConfigurationError(f"{env} needs {package}: pip install {package.replace('_', '-')}") from error
+        check_name("environment", env, gym.registry)
     methods = args.methods.split(",")
     for method in methods:
         check_name("method", method, KEY_TO_METHOD)
@@ -217,6 +222,16 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigurationError(f"--seeds and --jobs must be at least 1, not {args.seeds} and {args.jobs}.")
     return [Cell(method, env, seed) for seed in range(args.seeds) for env in envs for method in methods]
+
+
+def packages_of(env: str) -> list[str]:
+    """
+    List the packages that register an environment which is not of this repository.
+
+    :param env: id of the environment
+    :return: modules to import
+    """
+    return sorted({package for suite, package in SUITE_TO_PACKAGE.items() if env in KEY_TO_SUITE[suite]})
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -230,18 +245,55 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     :param folder: folder of the benchmark
     :param args: command line
     :return: cells that broke, with the reason
+    :raises ConfigurationError: when cells were run before with other options
     """
-    missing = [cell for cell in cells if not (folder / cell.name / "cell.json").is_file()]
+    missing = []
+    for cell in cells:
+        path = folder / cell.name / "cell.json"
+        if not path.is_file():
+            missing.append(cell)
+            continue
+        options = cell_options(cell, args)
+        before = json.loads(path.read_text()).get("options", options)
+        if before != options:
+            raise ConfigurationError(
+                f"{cell.name} in {folder} was run with other options ({' '.join(before)}): results of different runs would "
+                "stand in one table. Choose another --folder."
+            )
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; {args.jobs} at a time")
     broken = []
-    start = time.perf_counter()
+    start, load = time.perf_counter(), os.getloadavg()[0]
     ended = KEY_TO_ENGINE[args.engine](missing, folder, args) if missing else iter(())
     for done, (cell, reason) in enumerate(ended, start=1):
         if reason is not None:
             broken.append((cell, reason))
         minutes = (time.perf_counter() - start) / 60
         print(f"[{done}/{len(missing)}, {minutes:.1f} min] {cell.name} {'broken' if reason else 'finished'}", flush=True)
+    finished = [path for cell in missing if (path := folder / cell.name / "cell.json").is_file()]
+    if finished:
+        cpu_seconds = sum(json.loads(path.read_text())["cpu_seconds"] for path in finished)
+        print(
+            f"{len(finished)} cells in {time.perf_counter() - start:.0f} s of wall time and {cpu_seconds:.0f} s of CPU time, "
+            f"{args.jobs} at a time; load of the machine before: {load:.2f}"
+        )
     return broken
+
+
+def cell_options(cell: Cell, args: argparse.Namespace) -> list[str]:
+    """
+    List the options of ``zoo/train.py`` that decide what a cell gives.
+
+    :param cell: the cell
+    :param args: command line
+    :return: options
+    """
+    method, packages = KEY_TO_METHOD[cell.method], packages_of(cell.env)
+    options = ["--algo", method.algo, "--env", cell.env, "--seed", str(cell.seed)]
+    options += ["--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
+    options += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
+    options += ["--gym-packages", *packages] if packages else []
+    options += ["--relabel", *method.relabel] if method.relabel else []
+    return options
 
 
 def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
@@ -253,18 +305,12 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     :param args: command line
     :return: why it broke, or None
     """
-    method = KEY_TO_METHOD[cell.method]
     run_folder = folder / cell.name
     run_folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--algo", method.algo, "--env", cell.env]
-    command += ["--seed", str(cell.seed), "--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
-    command += ["--log-folder", str(run_folder / "logs"), "--verbose", "0", "-uuid"]
+    options = cell_options(cell, args)
     # A cell that breaks is run again from its start.
-    command += ["--checkpoint-freq", "0"]
-    command += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
-    packages = {package for suite, package in SUITE_TO_PACKAGE.items() if cell.env in KEY_TO_SUITE[suite]}
-    command += ["--gym-packages", *sorted(packages)] if packages else []
-    command += ["--relabel", *method.relabel] if method.relabel else []
+    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--checkpoint-freq", "0", "--verbose", "0", "-uuid"]
+    command += ["--log-folder", str(run_folder / "logs"), *options]
     start = time.perf_counter()
     with open(run_folder / "output.txt", "w") as output:
         # In a session of its own: Ctrl-C would end a training early, and it would look finished.
@@ -284,6 +330,7 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         return f"exit code {process.returncode}; its last words are in {run_folder / 'output.txt'}"
     values = {
         "command": command[1:],
+        "options": options,
         "evaluations": str(results[-1].relative_to(run_folder)),
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,

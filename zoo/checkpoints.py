@@ -11,8 +11,6 @@ seed and the step alone. That is done at the end of an episode where it can be, 
 that was never interrupted, number for number on CPU.
 """
 
-import csv
-import hashlib
 import json
 import os
 import pickle
@@ -28,11 +26,16 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+
+from hipi_sb3.buffer_files import checksum, flush
 
 #: Checkpoints that are kept: should the last one be damaged, there is the one before.
 N_KEPT = 2
 
 CHECKSUMS = "checksums.json"
+
+REPLAY_BUFFER = "replay_buffer"
 
 #: What a callback has counted and found so far, where it has the attribute.
 CALLBACK_STATE = (
@@ -91,12 +94,16 @@ class ResumableCallback(BaseCallback):
     def _init_callback(self) -> None:
         if self.resumed is None:
             return
-        self._state = pickle.loads((self.resumed / "state.pkl").read_bytes())
+        self._state = read_state(self.resumed)
         for name, value in self._state["counters"].items():
             setattr(self.model, name, value)
         self.model._num_timesteps_at_start = self.model.num_timesteps
         self._last = self.model.num_timesteps
-        for callback, values in zip(self.siblings, self._state["callbacks"], strict=True):
+        self._restore_callbacks(self._state)
+
+    def _restore_callbacks(self, state: dict[str, Any]) -> None:
+        """Set back what the other callbacks have counted."""
+        for callback, values in zip(self.siblings, state["callbacks"], strict=True):
             callback.__dict__.update(values)
 
     def _on_step(self) -> bool:
@@ -126,16 +133,24 @@ class ResumableCallback(BaseCallback):
             "random": (random.getstate(), np.random.get_state(), th.get_rng_state()),
             "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
             "callbacks": [{k: v for k, v in vars(c).items() if k in CALLBACK_STATE} for c in self.siblings],
+            # Where the log of episodes and that of TensorBoard stand.
+            "monitor": {path.name: path.stat().st_size for path in self.folder.parent.glob("*.monitor.csv")},
+            "log_folder": model.logger.get_dir(),
         }
         normalize = model.get_vec_normalize_env()
         if normalize is not None:
             state["normalize"] = (getattr(normalize, "obs_rms", None), normalize.ret_rms)
         with new_checkpoint(self.folder, model.num_timesteps) as path:
-            model.save(path / "model.zip")
-            if getattr(model, "replay_buffer", None) is not None:
-                model.save_replay_buffer(path / "replay_buffer.pkl")  # type: ignore[attr-defined]
+            self._write_model(path)
             (path / "state.pkl").write_bytes(pickle.dumps(state))
         self._last = model.num_timesteps
+
+    def _write_model(self, path: Path) -> None:
+        """Write the model and its buffer into the folder of a checkpoint."""
+        self.model.save(path / "model.zip")
+        if getattr(self.model, "replay_buffer", None) is not None:
+            # A folder of arrays where the algorithm writes one, else stable-baselines3 adds ".pkl".
+            self.model.save_replay_buffer(path / REPLAY_BUFFER)  # type: ignore[attr-defined]
 
     def _restore(self, state: dict[str, Any]) -> None:
         """Set back what ``learn`` has changed since the model was loaded."""
@@ -203,14 +218,15 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    sums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
     (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+    for path in (*temporary.rglob("*"), temporary):
+        flush(path)
     final = folder / str(step)
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     os.rename(temporary, final)
-    _flush(folder)
+    flush(folder)
     for old in checkpoints(folder)[:-N_KEPT]:
         shutil.rmtree(old)
 
@@ -240,6 +256,7 @@ def last_checkpoint(folder: Path) -> Path | None:
             return path
         print(f"The checkpoint after {path.name} steps is damaged ({damage}): going on from the one before.")
         shutil.rmtree(path)
+    print(f"There is no checkpoint in {folder}: starting from the first step.")
     return None
 
 
@@ -262,45 +279,52 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
-def checksum(path: Path) -> str:
+def read_state(checkpoint: Path) -> dict[str, Any]:
     """
-    Compute the SHA-256 of a file.
+    Read what a checkpoint holds beside the model and its buffer.
 
-    :param path: file
-    :return: hexadecimal digits
+    :param checkpoint: its folder
+    :return: state, see :class:`ResumableCallback`
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return pickle.loads((checkpoint / "state.pkl").read_bytes())
 
 
-def trim_monitor_files(folder: Path, steps_per_env: int) -> None:
+def trim_monitor_files(folder: Path, sizes: dict[str, int]) -> None:
     """
     Drop the episodes that a killed run has logged after its checkpoint: the resumed run logs them again.
 
+    Counting steps would not do: an episode that was cut off at a checkpoint is in no log.
+
     :param folder: folder of the run, with SB3's ``*.monitor.csv``
-    :param steps_per_env: steps of each environment at the checkpoint
+    :param sizes: bytes of each file at the checkpoint, by name
     """
-    for path in folder.glob("*.monitor.csv"):
-        with open(path, newline="") as file:
-            comment, *lines = file.read().splitlines(keepends=True)
-        column = next(csv.reader(lines[:1])).index("l")
-        kept, steps = lines[:1], 0
-        for line in lines[1:]:
-            if not line.endswith("\n"):
-                break  # cut off by the kill
-            steps += int(next(csv.reader([line]))[column])
-            if steps > steps_per_env:
-                break
-            kept.append(line)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(comment + "".join(kept))
-        os.replace(temporary, path)
+    for name, size in sizes.items():
+        os.truncate(folder / name, size)
 
 
-def _flush(path: Path) -> None:
-    """Have a file or a folder written to the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
+def continued_logger(checkpoint: Path, verbose: int) -> Logger:
+    """
+    Make a logger that goes on in the TensorBoard folder of a run; SB3 would begin another one.
+
+    :param checkpoint: folder of the checkpoint
+    :param verbose: from 1 on, the log is printed too
+    :return: logger
+    """
+    formats = ["stdout", "tensorboard"] if verbose >= 1 else ["tensorboard"]
+    logger = configure(read_state(checkpoint)["log_folder"], formats)
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            # Has TensorBoard drop what was logged after the checkpoint: it is logged again.
+            output.writer.close()
+            output.writer.purge_step = int(checkpoint.name) + 1
+    return logger
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Have the processes that are started here ignore Ctrl-C, which a terminal sends to them too: the run ends them itself."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        os.fsync(descriptor)
+        yield
     finally:
-        os.close(descriptor)
+        signal.signal(signal.SIGINT, before)

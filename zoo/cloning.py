@@ -1,12 +1,14 @@
 """HIPI-BC as the launcher runs it: online, or from the data set of ``--dataset``."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
+import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from hipi_sb3 import HIPIBC, TrajectoryDataset
-from zoo.errors import ConfigurationError
+from zoo.checkpoints import ResumableCallback, RunStopped, read_state
 
 
 class LauncherBC(HIPIBC):
@@ -34,16 +36,58 @@ class LauncherBC(HIPIBC):
         :param args: as in :meth:`HIPIBC.learn`
         :param kwargs: as in :meth:`HIPIBC.learn`
         :return: self
-        :raises ConfigurationError: when the data set cannot be read
         """
         if self.dataset_path is None:
             return super().learn(total_timesteps, callback, *args, **kwargs)
-        assert self.env is not None
-        try:
-            dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
-        except (OSError, ValueError, ImportError) as error:
-            raise ConfigurationError(f"--dataset {self.dataset_path}: {error}") from error
-        return self.fit(dataset, n_updates=total_timesteps, callback=callback, progress_bar=self.verbose > 0)
+        return self.fit(self.load_dataset(), n_updates=total_timesteps, callback=callback, progress_bar=self.verbose > 0)
+
+    def load_dataset(self) -> TrajectoryDataset:
+        """
+        Open the data set.
+
+        :return: data set; its arrays stay in their files
+        :raises ValueError: when its spaces are not those of the environment
+        """
+        assert self.env is not None and self.dataset_path is not None
+        dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
+        self._take_spaces(dataset)
+        return dataset
+
+
+class CloningCheckpoints(ResumableCallback):
+    """
+    Checkpoints of a training on a data set: they stand between two minibatches, and the data set takes the buffer's place.
+
+    :param args: as in :class:`~zoo.checkpoints.ResumableCallback`
+    :param kwargs: as in :class:`~zoo.checkpoints.ResumableCallback`
+    """
+
+    model: LauncherBC
+
+    def _init_callback(self) -> None:
+        if self.resumed is not None:
+            self._restore_callbacks(read_state(self.resumed))
+
+    def _on_training_start(self) -> None:
+        if self.resumed is not None:
+            path = self.resumed / "cloning.pt"
+            state = th.load(path, map_location=self.model.device, weights_only=True)
+            self.model._restore(state, self.locals["fingerprint"], path)
+            self._last = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        """Nothing is collected."""
+
+    def _on_step(self) -> bool:
+        steps = self.model.num_timesteps - self._last
+        if steps >= self.freq or self.stop_signal is not None:
+            self._save()
+        if self.stop_signal is not None:
+            raise RunStopped(self.stop_signal, self.model.num_timesteps)
+        return True
+
+    def _write_model(self, path: Path) -> None:
+        self.model._write_checkpoint(path / "cloning.pt", self.locals["seed"], self.locals["fingerprint"])
 
 
 def sample_bc(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:

@@ -192,8 +192,8 @@ def format_table(summary: list[dict[str, Any]], threshold: float) -> str:
     for env in dict.fromkeys(entry["env"] for entry in summary):
         entries = [entry for entry in summary if entry["env"] == env]
         first = entries[0]
-        steps = f"after {first['timesteps']} steps, " if "timesteps" in first else ""
-        lines.append(f"\n{env}: {first['metric']} {steps}{len(first['final'])} seeds")
+        steps = f" after {first['timesteps']} steps" if "timesteps" in first else ""
+        lines.append(f"\n{env}: {first['metric']}{steps}, {len(first['final'])} seeds")
         columns = [f"{'method':16s}", f"{'IQM [95 %]':>18s}", f"{'mean [95 %]':>18s}"]
         if "area" in first:
             columns += [f"{'area':>6s}", f"{f'steps to {threshold:g}':>14s}", f"{'wall s':>7s}", f"{'CPU s':>7s}"]

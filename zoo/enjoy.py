@@ -79,7 +79,8 @@ def enjoy(args: argparse.Namespace) -> None:
     algorithm_class = ALGOS[args.algo]
     # Nothing is trained, so there is nothing to store.
     kwargs: dict[str, Any] = {"buffer_size": 1} if issubclass(algorithm_class, OffPolicyAlgorithm) else {}
-    model = algorithm_class.load(model_path, device=args.device, **kwargs)
+    with configuration_errors(args.verbose):
+        model = algorithm_class.load(model_path, device=args.device, **kwargs)
     evaluation = evaluate_tasks(
         model,
         env,

@@ -15,13 +15,23 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import SummaryWriter
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_normalization
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
-from zoo.checkpoints import ResumableCallback, last_checkpoint, trim_monitor_files
+from zoo.checkpoints import (
+    REPLAY_BUFFER,
+    ResumableCallback,
+    continued_logger,
+    deaf_to_ctrl_c,
+    last_checkpoint,
+    read_state,
+    trim_monitor_files,
+)
+from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
@@ -68,7 +78,7 @@ class TaskExperimentManager(SearchManager):
             self.save_path = resume
             self.params_path = os.path.join(resume, self.env_name)
             self.checkpoint = last_checkpoint(Path(resume) / CHECKPOINTS)
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and LauncherBC.dataset_path is None:
             self.trained_agent = str(self.checkpoint / "model.zip")
             self.continue_training = True
 
@@ -86,7 +96,12 @@ class TaskExperimentManager(SearchManager):
         results = None
         try:
             with configuration_errors(self.verbose):
-                results = super().setup_experiment()
+                if self.tensorboard_log is not None and SummaryWriter is None:
+                    raise ConfigurationError("TensorBoard is not installed: pip install tensorboard")
+                model_and_hyperparams = super().setup_experiment()
+                if LauncherBC.dataset_path is not None and model_and_hyperparams is not None:
+                    model_and_hyperparams[0].load_dataset()  # type: ignore[attr-defined]
+                results = model_and_hyperparams
         finally:
             # Neither a failed set-up nor a search has a model: what rl_zoo3 made would pass for the latest run.
             if results is None and not existed:
@@ -134,11 +149,13 @@ class TaskExperimentManager(SearchManager):
         if eval_env and self._eval_env_kwargs_args is None:
             # rl_zoo3 gives those of the YAML file to the training environments only.
             self.eval_env_kwargs = self.env_kwargs
-        if self.resume is not None and not eval_env:
+        if self.checkpoint is not None and not eval_env:
             # Episodes are logged once: those after the checkpoint are played again.
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
-            trim_monitor_files(Path(self.save_path), int(self.checkpoint.name) // n_envs if self.checkpoint else 0)
-        env = super().create_envs(n_envs, eval_env, no_log)
+            trim_monitor_files(Path(self.save_path), read_state(self.checkpoint)["monitor"])
+        is_subproc = self.vec_env_class is SubprocVecEnv and not self.optimize_hyperparameters
+        with deaf_to_ctrl_c() if is_subproc else nullcontext():
+            env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
         return env
 
@@ -158,7 +175,8 @@ class TaskExperimentManager(SearchManager):
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
             siblings = list(self.callbacks)
-            self.callbacks.append(ResumableCallback(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
+            kind = ResumableCallback if LauncherBC.dataset_path is None else CloningCheckpoints
+            self.callbacks.append(kind(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
 
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
@@ -184,6 +202,14 @@ class TaskExperimentManager(SearchManager):
             run["resumed"].append({"date": provenance()["date"], "step": int(self.checkpoint.name) if self.checkpoint else 0})
         _write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        """Load a model as rl_zoo3 does, with its pickled replay buffer if there is one, or with one that is a folder."""
+        model = super()._load_pretrained_agent(hyperparams, env)
+        folder = Path(self.trained_agent).parent / REPLAY_BUFFER
+        if folder.is_dir():
+            model.load_replay_buffer(folder)  # type: ignore[attr-defined]
+        return model
+
     def learn(self, model: BaseAlgorithm) -> None:
         """
         Train as rl_zoo3 does; a signal writes a checkpoint first.
@@ -191,6 +217,8 @@ class TaskExperimentManager(SearchManager):
         :param model: model
         :raises RunStopped: when a signal stopped the run
         """
+        if self.checkpoint is not None and self.tensorboard_log is not None:
+            model.set_logger(continued_logger(self.checkpoint, self.verbose))
         callback = next((callback for callback in self.callbacks if isinstance(callback, ResumableCallback)), None)
         with callback.stoppable() if callback is not None else nullcontext():
             super().learn(model)

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 
 from hipi_sb3.evaluation import task_labels
 from zoo.comparison import ALL, curve_estimates, curves_of
-from zoo.errors import ConfigurationError, exit_with_error
+from zoo.errors import ConfigurationError, check_name, exit_with_error
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 LINES = ("-", "--", "-.", ":")
@@ -64,16 +64,22 @@ def read_evaluations(path: Path, methods: str | None = None) -> pd.DataFrame:
     :param path: CSV file, see :func:`zoo.benchmark.gather`
     :param methods: names separated by commas; all if None
     :return: evaluations
-    :raises ConfigurationError: when there are none
+    :raises ConfigurationError: when there are none, or none of a method
     """
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}. Make it with python zoo/benchmark.py --folder {path.parent}")
-    frame = pd.read_csv(path)
-    if methods is not None:
-        frame = frame[frame["method"].isin(methods.split(","))]
-    if len(frame) == 0:
-        raise ConfigurationError(f"{path} has no evaluations{f' of {methods}' if methods else ''}.")
-    return frame
+    try:
+        frame = pd.read_csv(path)
+    except ValueError as error:  # those of pandas are ValueErrors
+        raise ConfigurationError(f"{path} is no CSV file: {' '.join(str(error).split())}") from error
+    missing = {"method", "env", "seed", "timesteps", "mean_return", "success"} - set(frame)
+    if missing or len(frame) == 0:
+        raise ConfigurationError(f"{path} has no evaluations{f': no {sorted(missing)[0]}' if missing else ''}.")
+    if methods is None:
+        return frame
+    for method in methods.split(","):
+        check_name("method", method, list(dict.fromkeys(frame["method"])))
+    return frame[frame["method"].isin(methods.split(","))]
 
 
 def read_tasks(folder: Path, frame: pd.DataFrame) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
@@ -96,9 +102,11 @@ def read_tasks(folder: Path, frame: pd.DataFrame) -> dict[tuple[str, str], tuple
                 if "tasks" not in data:
                     continue
                 # Every task stands once for each of its episodes.
-                tasks, index = np.unique(data["tasks"], axis=0, return_inverse=True)
+                unique, first, index = np.unique(data["tasks"], axis=0, return_index=True, return_inverse=True)
                 values = (data["successes"] if "successes" in data else data["results"])[-1].astype(float)
-                scores.append(np.bincount(index.ravel(), values) / np.bincount(index.ravel()))
+                order = np.argsort(first)  # as they were evaluated
+                tasks = unique[order]
+                scores.append((np.bincount(index.ravel(), values) / np.bincount(index.ravel()))[order])
         if tasks is not None:
             found[str(env), str(method)] = tasks, np.stack(scores)
     return found
@@ -133,8 +141,8 @@ def all_figures(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarr
     looks = Looks(list(dict.fromkeys(frame["method"])))
     figures: dict[str, Figure] = {}
 
-    def add(kind: str, env: str, draw: Callable[..., None], *values: Any) -> None:
-        figure = Figure(figsize=(9.0 if kind == "tasks" else 6.0, 3.8), layout="constrained")
+    def add(kind: str, env: str, draw: Callable[..., None], *values: Any, width: float = 6.0) -> None:
+        figure = Figure(figsize=(width, 3.8), layout="constrained")
         axes = figure.subplots()
         draw(axes, *values, looks)
         axes.set_title(f"{env}\n{TITLES[kind]}", fontsize=9, loc="left")
@@ -147,11 +155,12 @@ def all_figures(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarr
         label = "success rate" if metric == "success" else "mean return"
         add("curves", env, draw_curves, curves, label)
         of_tasks = {method: tasks[env, method] for method in curves if (env, method) in tasks}
-        if of_tasks:
-            add("tasks", env, draw_tasks, of_tasks, label)
         add("profile", env, draw_profile, {method: curve.iloc[:, -1:] for method, curve in curves.items()}, label)
         if len(curves) > 1:
             add("efficiency", env, draw_efficiency, curves, label)
+        if of_tasks:
+            n_bars = sum(len(found[0]) for found in of_tasks.values() if len(found[0]) <= MAX_BARS)
+            add("tasks", env, draw_tasks, of_tasks, label, width=9.0 if n_bars > 24 else 6.0)
     if len(of_envs) > 1 and all(metric == "success" for metric, _ in of_envs.values()):
         finals = [{method: curve.iloc[:, -1] for method, curve in curves.items()} for _, curves in of_envs.values()]
         common = [method for method in finals[0] if all(method in final for final in finals)]
@@ -172,13 +181,13 @@ TITLES = {
 
 class Looks:
     """
-    What methods look like, the same in all figures.
+    What methods look like, the same in all figures: "hipi" is the solid line.
 
     :param methods: names
     """
 
     def __init__(self, methods: list[str]) -> None:
-        self.index = {method: k for k, method in enumerate(methods)}
+        self.index = {method: k for k, method in enumerate(sorted(methods, key=lambda method: method != "hipi"))}
 
     def color(self, method: str) -> str:
         """Colour of a method."""

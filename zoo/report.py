@@ -25,7 +25,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from zoo.comparison import ALL, median_steps, summarize, with_interval, write_atomically
-from zoo.errors import ConfigurationError, exit_with_error
+from zoo.errors import ConfigurationError, configuration_errors, exit_with_error
 from zoo.plots import Looks, all_figures, read_evaluations, read_tasks
 from zoo.provenance import command_line
 
@@ -67,12 +67,14 @@ def make_page(args: argparse.Namespace, command: str) -> str:
     folder = Path(args.folder)
     frame = read_evaluations(folder / args.csv)
     path = folder / args.summary
-    about = json.loads(path.read_text()) if path.is_file() else {}
+    with configuration_errors():
+        about = json.loads(path.read_text()) if path.is_file() else {}
     summary = summarize(frame, args.threshold)
     figures = all_figures(frame, read_tasks(folder, frame))
     methods = list(dict.fromkeys(frame["method"]))
     envs = list(dict.fromkeys(entry["env"] for entry in summary))
-    plot_command = command_line("plots.py", ["--folder", args.folder, "--csv", args.csv])
+    csv = [] if args.csv == "evaluations.csv" else ["--csv", args.csv]
+    plot_command = command_line("plots.py", ["--folder", args.folder, *csv])
     sections = []
     for env in envs:
         commands = cell_commands(folder, frame[frame["env"] == env])
@@ -80,9 +82,9 @@ def make_page(args: argparse.Namespace, command: str) -> str:
         for name, figure in figures.items():
             if name.partition("_")[2] != env:
                 continue
-            parts.append(
-                f'<figure id="{html.escape(name)}">{svg(figure, name)}<figcaption>{code([plot_command])}</figcaption></figure>'
-            )
+            width = f"max-width: {95 * figure.get_figwidth():.0f}px"  # two of the usual width side by side
+            caption = f"<figcaption>{code([plot_command])}</figcaption>"
+            parts.append(f'<figure id="{html.escape(name)}" style="{width}">{svg(figure, name)}{caption}</figure>')
         if commands:
             parts.append(f"<details><summary>The runs behind it</summary>{code(commands)}</details>")
         sections.append(f'<section data-env="{html.escape(env)}">{"".join(parts)}</section>')

@@ -45,6 +45,23 @@ class TrialTaskEvalCallback(TrialEvalCallback, TaskEvalCallback):
         self.task_seed = task_seed
 
 
+class TrialSeededEvalCallback(TrialEvalCallback):
+    """
+    Evaluates a trial in an environment that draws its goals itself, such as a GoalEnv: the same ones every time.
+
+    :param n_episodes: episodes of an evaluation, each with a goal of its own
+    :param n_eval_episodes: as in ``TrialEvalCallback``, where there are more
+    :param kwargs: as in ``TrialEvalCallback``
+    """
+
+    def __init__(self, *args: Any, n_episodes: int, n_eval_episodes: int = 5, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "n_eval_episodes": max(n_episodes, n_eval_episodes)})
+
+    def _on_step(self) -> bool:
+        self.eval_env.seed(SEARCH_TASK_SEED)  # for the next reset, which begins an evaluation
+        return super()._on_step()
+
+
 class SearchManager(ExperimentManager):
     """
     rl_zoo3's ``ExperimentManager`` with a search that any number of workers share, see :mod:`zoo.workers`.
@@ -89,10 +106,11 @@ class SearchManager(ExperimentManager):
         with configuration_errors(self.verbose):
             self.try_configuration()
             study = self.create_study()
+        callback: Any = partial(TrialSeededEvalCallback, n_episodes=self.n_eval_tasks)
         if self.task_family is not None:
-            rl_zoo3.exp_manager.TrialEvalCallback = partial(  # type: ignore[misc,assignment]
-                TrialTaskEvalCallback, tasks=self._tasks(SEARCH_TASK_SEED), task_seed=SEARCH_TASK_SEED
-            )
+            callback = partial(TrialTaskEvalCallback, tasks=self._tasks(SEARCH_TASK_SEED), task_seed=SEARCH_TASK_SEED)
+        rl_zoo3.exp_manager.TrialEvalCallback = callback  # type: ignore[misc]
+        if self.task_family is not None:
             if self.algo in KEY_TO_ALGORITHM:
                 sampler = make_sampler(KEY_TO_ALGORITHM[self.algo], self.task_family, self.small_search)
                 HYPERPARAMS_SAMPLER[self.algo] = sampler  # type: ignore[assignment]

@@ -72,8 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
             n_eval_tasks=args.eval_tasks,
             small_search=args.search_space == "small",
             heartbeat=args.heartbeat,
-            # Cloning has no rollouts between which a checkpoint could stand.
-            checkpoint_freq=0 if args.dataset is not None else args.checkpoint_freq,
+            checkpoint_freq=args.checkpoint_freq,
             resume=args.resume,
             **manager_kwargs,
         )
@@ -158,7 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=10_000,
         metavar="STEPS",
-        help="between two checkpoints, of which the last two are kept; 0 for none (default: 10000)",
+        help="between two checkpoints (with --dataset minibatches), the last two of which are kept; 0: none (default: 10000)",
     )
     parser.add_argument("--resume", metavar="RUN_FOLDER", help="go on with a run that was killed; -n may be larger")
     parser.add_argument(

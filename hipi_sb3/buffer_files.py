@@ -1,0 +1,207 @@
+"""Folders of plain arrays: written whole or not at all, checked when they are read, without pickle.
+
+``buffer.json`` holds a tree of plain values, in which an array is named by its file, with the shape, type and SHA-256 of each
+array. The files are ``.npy``, in a folder of their own that ``buffer.json`` names, so that a new state is there from the
+moment at which ``buffer.json`` is replaced, and the old one until then.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+HEADER = "buffer.json"
+FORMAT = "hipi_sb3.HIPIReplayBuffer"
+#: Raised whenever older readers would misread what is written.
+VERSION = 1
+
+#: Smaller arrays are read rather than mapped.
+_MIN_MAPPED_BYTES = 1 << 16
+
+_REMEDY = "Load an earlier copy of the buffer, or collect its transitions again."
+
+
+def write_state(path: str | Path, state: dict[str, Any]) -> None:
+    """
+    Write a state. Whenever the process is killed, the folder holds the old state or the new one.
+
+    :param path: folder; is made, or holds an older state that is replaced
+    :param state: dicts, lists and tuples of arrays, tensors, numbers, strings, booleans and None
+    :raises FileExistsError: when there is something else in that place
+    :raises TypeError: when the state holds something else
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and all(_is_ours(entry) for entry in path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not the folder of a replay buffer. Choose another path, or remove it.")
+    arrays: dict[str, np.ndarray] = {}
+    packed = _pack(state, arrays, "")
+    path.mkdir(parents=True, exist_ok=True)
+    numbers = [int(entry.name.partition("-")[2]) for entry in path.glob("arrays-*")]
+    folder = path / f"arrays-{max(numbers, default=0) + 1}"
+    folder.mkdir()
+    entries = {}
+    for name, array in arrays.items():
+        file = folder / f"{name}.npy"
+        np.save(file, array)
+        flush(file)
+        entries[name] = {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": checksum(file)}
+    flush(folder)
+    header = {"format": FORMAT, "version": VERSION, "folder": folder.name, "arrays": entries, "state": packed}
+    temporary = path / f"{HEADER}.tmp"
+    temporary.write_text(json.dumps({**header, "sha256": _text_checksum(header)}, indent=1) + "\n")
+    flush(temporary)
+    os.replace(temporary, path / HEADER)
+    flush(path)
+    for entry in path.glob("arrays-*"):
+        if entry != folder:
+            shutil.rmtree(entry)
+
+
+def read_state(path: str | Path, mmap: bool = False) -> Any:
+    """
+    Read what :func:`write_state` wrote.
+
+    :param path: folder
+    :param mmap: map large arrays into memory instead of reading them; what is written to them never reaches the file
+    :return: the state
+    :raises FileNotFoundError: when there is none, or an array is missing
+    :raises ValueError: when a file is damaged, or of another version
+    """
+    path = Path(path)
+    try:
+        header = json.loads((path / HEADER).read_text())
+        expected = header.pop("sha256")
+        is_whole = header["format"] == FORMAT and (header["version"] != VERSION or _text_checksum(header) == expected)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path / HEADER} does not exist, so {path} is not the folder of a replay buffer, or it was never written to "
+            "the end. Give the path that was passed to save."
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path / HEADER} is damaged: it has to be what save wrote, unchanged. {_REMEDY}")
+    if header["version"] != VERSION:
+        raise ValueError(
+            f"{path / HEADER} has format version {header['version']}, but this hipi_sb3 reads version {VERSION}. "
+            "Load it with the hipi_sb3 that wrote it."
+        )
+    arrays = {
+        name: _read_array(path / header["folder"] / f"{name}.npy", entry, mmap) for name, entry in header["arrays"].items()
+    }
+    return _unpack(header["state"], arrays)
+
+
+def checksum(path: Path) -> str:
+    """
+    Compute the SHA-256 of a file.
+
+    :param path: file
+    :return: hexadecimal digits
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """
+    Have a file or a folder written to the disk itself.
+
+    :param path: file or folder
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """
+    Describe a space by plain values.
+
+    :param space: ``Box``, ``Discrete``, or a ``Dict`` of such
+    :return: dicts, lists and numbers
+    :raises ValueError: when it is another space
+    """
+    if isinstance(space, spaces.Dict):
+        return {"parts": {key: space_to_json(part) for key, part in space.spaces.items()}}
+    if isinstance(space, spaces.Discrete):
+        return {"n": int(space.n), "start": int(space.start)}
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"Box, Discrete and Dict spaces can be saved, but not {space}.")
+    return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": space.dtype.name}
+
+
+def space_from_json(entry: dict[str, Any]) -> spaces.Space:
+    """
+    The space of :func:`space_to_json`.
+
+    :param entry: what that returned
+    :return: space
+    """
+    if "parts" in entry:
+        return spaces.Dict({key: space_from_json(part) for key, part in entry["parts"].items()})
+    if "n" in entry:
+        return spaces.Discrete(entry["n"], start=entry["start"])
+    dtype: Any = np.dtype(entry["dtype"])
+    return spaces.Box(np.array(entry["low"], dtype=dtype), np.array(entry["high"], dtype=dtype), dtype=dtype)
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name in (HEADER, f"{HEADER}.tmp") or re.fullmatch(r"arrays-\d+", entry.name) is not None
+
+
+def _read_array(file: Path, entry: dict[str, Any], mmap: bool) -> np.ndarray:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing, but {HEADER} names it. {_REMEDY}")
+    if checksum(file) != entry["sha256"]:
+        raise ValueError(f"{file} is damaged: its SHA-256 has to be the one in {HEADER}. {_REMEDY}")
+    return np.load(file, mmap_mode="c" if mmap and file.stat().st_size >= _MIN_MAPPED_BYTES else None)
+
+
+def _text_checksum(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _pack(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
+    """Plain values, with the names of the arrays that they hold."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | th.Tensor):
+        file = re.sub(r"[^\w.-]", "_", name)
+        while file in arrays:
+            file += "_"
+        arrays[file] = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else value
+        return {"tensor" if isinstance(value, th.Tensor) else "array": file}
+    if isinstance(value, list | tuple):
+        items = [_pack(item, arrays, f"{name}.{i}") for i, item in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": items}
+    if isinstance(value, dict):
+        # As pairs: JSON would turn keys that are numbers into strings.
+        return {"dict": [[key, _pack(item, arrays, f"{name}.{key}".lstrip("."))] for key, item in value.items()]}
+    raise TypeError(f"{name} is {type(value).__name__}, which is neither an array nor a plain value, so it cannot be saved.")
+
+
+def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """What :func:`_pack` was given."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "tensor":
+        return th.as_tensor(arrays[content])
+    if kind == "dict":
+        return {key: _unpack(item, arrays) for key, item in content}
+    items = [_unpack(item, arrays) for item in content]
+    return tuple(items) if kind == "tuple" else items
