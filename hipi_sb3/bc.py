@@ -159,6 +159,16 @@ class HIPIBC(OffPolicyAlgorithm):
         """
         if self.env is None:
             raise ValueError("HIPIBC.learn needs an environment: HIPIBC(policy, env). To clone a data set, call fit(dataset).")
+        if self.replay_buffer is None:
+            self.replay_buffer = HIPIReplayBuffer(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                **self.replay_buffer_kwargs,
+            )
+            self.replay_buffer.attach(self)
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -224,6 +234,11 @@ class HIPIBC(OffPolicyAlgorithm):
         seed = int(np.random.randint(2**31)) if self.seed is None else self.seed
         state = None if checkpoint is None else self._read_checkpoint(Path(checkpoint))
         if state is not None:
+            if self.seed not in (None, state["seed"]):
+                raise ValueError(
+                    f"{checkpoint} is the checkpoint of a training with seed {state['seed']}, not {self.seed}. Give each "
+                    "training a file of its own, or delete it to start anew."
+                )
             seed = state["seed"]
         start = time.perf_counter()
         labels = self.labeler(dataset, np.random.default_rng([seed, 0]), progress_bar)
@@ -233,13 +248,14 @@ class HIPIBC(OffPolicyAlgorithm):
         if n_steps == 0:
             raise ValueError("No step of the data set has a label: every candidate task is impossible for every trajectory.")
         per_epoch = updates_per_epoch(n_steps, self.batch_size)
-        total = n_epochs * per_epoch if n_updates is None else n_updates
+        # Callbacks of stable-baselines3 look for it under this name.
+        total_timesteps = n_epochs * per_epoch if n_updates is None else n_updates
         fingerprint = _fingerprint(labels, self.batch_size, self.expectation)
         self.num_timesteps = self._num_timesteps_at_start = 0
         if state is not None:
             self._restore(state, fingerprint, Path(str(checkpoint)))
 
-        self._total_timesteps = total
+        self._total_timesteps = total_timesteps
         callback = self._init_callback(callback)
         callback.on_training_start(locals(), globals())
         self.policy.set_training_mode(True)
@@ -248,14 +264,14 @@ class HIPIBC(OffPolicyAlgorithm):
         infos: list[dict[str, Any]] = [{} for _ in range(self.n_envs)]
         start, first = time.perf_counter(), self.num_timesteps
         losses: list[float] = []
-        with show_progress(total * self.batch_size, "cloning", progress_bar) as done:
+        with show_progress(total_timesteps * self.batch_size, "cloning", progress_bar) as done:
             done(first * self.batch_size)
-            for minibatch in self._minibatches(dataset, labels, seed, per_epoch, total):
-                self._update_current_progress_remaining(self.num_timesteps, total)
+            for minibatch in self._minibatches(dataset, labels, seed, per_epoch, total_timesteps):
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
                 losses.append(self._update(minibatch, labels))
                 self.num_timesteps += 1
                 done(self.batch_size)
-                if self.num_timesteps % log_interval == 0 or self.num_timesteps == total:
+                if self.num_timesteps % log_interval == 0 or self.num_timesteps == total_timesteps:
                     seconds = time.perf_counter() - start
                     self.logger.record("train/loss", np.mean(losses))
                     self.logger.record("time/epoch", self.num_timesteps / per_epoch)
@@ -265,7 +281,9 @@ class HIPIBC(OffPolicyAlgorithm):
                 callback.update_locals(locals())
                 if not callback.on_step():
                     break
-                if checkpoint is not None and (self.num_timesteps % checkpoint_freq == 0 or self.num_timesteps == total):
+                if checkpoint is not None and (
+                    self.num_timesteps % checkpoint_freq == 0 or self.num_timesteps == total_timesteps
+                ):
                     self._write_checkpoint(Path(checkpoint), seed, fingerprint)
         self.policy.set_training_mode(False)
         callback.on_training_end()
@@ -334,7 +352,13 @@ class HIPIBC(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         if not hasattr(self, "observation_space"):
             return  # saved before it was trained
+        buffer_size = self.buffer_size
+        if self.env is None:
+            # Only learn stores transitions: a data set is cloned without a buffer, which could be larger than the data set.
+            self.buffer_size = 1
         super()._setup_model()
+        if self.env is None:
+            self.buffer_size, self.replay_buffer = buffer_size, None
 
     def _take_spaces(self, dataset: TrajectoryDataset) -> None:
         """Build the networks for a data set, or check that it fits those there are."""

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 from line_walk import GOALS, LineWalk, directions, make_line_walk, position_of, vec_line_walk
 from numpy.testing import assert_allclose, assert_array_equal
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, ProgressBarCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
@@ -246,7 +246,8 @@ def test_callbacks_are_called_after_each_minibatch_and_can_stop(tmp_path: Path) 
     count = CountCalls(stop_at=12)
     evaluation = TaskEvalCallback(env, n_tasks=2, eval_freq=5, verbose=0)
     model = make_model(env)
-    model.fit(walks([6] * 20), n_updates=30, callback=[count, evaluation, CheckpointCallback(6, str(tmp_path))])
+    checkpoints = CheckpointCallback(6, str(tmp_path))
+    model.fit(walks([6] * 20), n_updates=30, callback=[count, evaluation, checkpoints, ProgressBarCallback()])
     assert model.num_timesteps == 12 and count.n_calls == 12
     assert evaluation.evaluations_timesteps == [5, 10]
     assert (tmp_path / "rl_model_6_steps.zip").exists()
@@ -313,6 +314,8 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     for dataset, options in ((walks([6] * 20, seed=1), {}), (walks([6] * 20), {"temperature": 0.5})):
         with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with another data set or other options"):
             make_model(**options).fit(dataset, n_updates=6, checkpoint=path)
+    with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with seed 0, not 1"):
+        make_model(seed=1).fit(walks([6] * 20), n_updates=6, checkpoint=path)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -375,6 +378,16 @@ def test_a_data_set_without_any_possible_task_is_an_error() -> None:
     family = CallableTasks(spaces.Box(0.0, 1.0, (1,), np.float32), 1, position_of, nowhere)
     with pytest.raises(ValueError, match="every candidate task is impossible for every trajectory"):
         make_model().fit(walks([6] * 3, family))
+
+
+def test_a_data_set_is_cloned_without_a_replay_buffer() -> None:
+    model = make_model(buffer_size=10**15, train_freq=20).fit(walks([6] * 5), n_updates=1)
+    assert model.replay_buffer is None
+    model.buffer_size = 100
+    model.set_env(make_line_walk())
+    model.learning_starts = 10
+    model.learn(20)
+    assert model.replay_buffer.size() == 20
 
 
 def test_learning_without_an_environment_is_an_error() -> None:
@@ -508,7 +521,7 @@ def test_ten_million_steps_are_not_loaded_whole(tmp_path: Path) -> None:
     dataset = TrajectoryDataset.load(
         tmp_path, directions(), observation_space=INNER, action_space=make_line_walk().action_space
     )
-    model = make_model(buffer_size=1000)
+    model = make_model()
     tracemalloc.start()
     model.fit(dataset, n_updates=50)
     _, peak = tracemalloc.get_traced_memory()

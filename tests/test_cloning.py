@@ -34,7 +34,9 @@ def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
 
     def call(*arguments: Any) -> str:
         train.main(["--algo", "hipi_bc", "--env", "PointFourRooms-v0", "--eval-tasks", "2", *map(str, arguments)])
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        sys.stderr.write(captured.err)  # for tests that look at it
+        return captured.out
 
     return call
 
@@ -72,6 +74,24 @@ def test_the_launcher_clones_a_data_set(main: Callable[..., str], dataset: Path,
     assert "hipi_bc on PointFourRooms-v0 after 30 steps, task by task:" in output
     with np.load(tmp_path / "logs/hipi_bc/PointFourRooms-v0_1/evaluations.npz") as file:
         assert file["timesteps"].tolist() == [20, 30]
+
+
+def test_cloning_shows_its_own_progress_bars(
+    main: Callable[..., str], dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main("-n", 5, "--dataset", dataset, "-P", *QUICK)
+    shown = capsys.readouterr().err
+    assert "labelling: 100%" in shown and "cloning: 100%" in shown
+
+
+def test_a_data_set_that_is_not_there_is_named(
+    main: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, message in (("missing.npz", "No such file"), ("missing-v0", "nor a local Minari data set")):
+        with pytest.raises(SystemExit):
+            main("-n", 5, "--dataset", tmp_path / name, *QUICK)
+        shown = capsys.readouterr().err
+        assert "train.py: error: " in shown and str(tmp_path / name) in shown and message in shown
 
 
 def test_the_launcher_searches_on_a_data_set(main: Callable[..., str], dataset: Path) -> None:

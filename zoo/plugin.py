@@ -61,6 +61,7 @@ PREFIX = "relabel_"
 KEY_TO_MIXTURE: dict[str, dict[str, float]] = {
     "batch+achieved": {"batch": 0.5, "achieved": 0.5},
     "batch+prior": {"batch": 0.5, "prior": 0.5},
+    "prior+achieved": {"prior": 0.5, "achieved": 0.5},
 }
 
 
@@ -164,11 +165,13 @@ def sample_relabeling(
     :return: options of :class:`hipi_sb3.HIPIReplayBuffer`
     """
     reaches_goals = family is not None and family.reaches_goals
-    strategies, candidates = ["hipi", "map", "random"], ["batch", "prior"]
+    strategies = ["hipi", "map", "random"]
+    # What is cloned may not know for which tasks it was collected.
+    candidates = ["batch", "prior"] if has_critic else ["prior"]
     if reaches_goals:
         strategies += ["final", "future"]
-        candidates += ["achieved", "batch+achieved"]
-    else:
+        candidates += ["achieved", f"{candidates[0]}+achieved"]
+    elif has_critic:
         candidates.append("batch+prior")
     if family is not None and family.tasks is not None:
         candidates.append("all")

@@ -56,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         except ConfigurationError as error:
             exit_with_error("train.py", error)
         args, rl_zoo3_arguments = parser.parse_known_args(arguments)
+    if args.dataset is not None:
+        # Cloning has bars of its own, for its labels too.
+        rl_zoo3_arguments = [argument for argument in rl_zoo3_arguments if argument not in ("-P", "--progress")]
     if args.help:
         parser.print_help()
         print(f"\nOptions of rl_zoo3, with the defaults {' '.join(DEFAULTS)}:\n")
