@@ -82,8 +82,8 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
-    :param label_reuse: how often a label that the critic gave is used, in the mean: divides the cost of scoring, see
-        :class:`~hipi_sb3.label_pool.LabelPool`; 1 to infer each label anew
+    :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
+        anew: divides the cost of scoring, see :class:`~hipi_sb3.label_pool.LabelPool`; 1 to score for every label
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
     :param gamma: discount of that return; has to be the algorithm's
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
@@ -641,7 +641,7 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def _reuse_labels(self, at: tuple[np.ndarray, np.ndarray], rows: np.ndarray, env: VecNormalize | None) -> np.ndarray:
         """
-        Replace the rows of a batch that are to be relabeled by rows whose labels are known.
+        Replace the rows of a batch that are to be relabeled by rows that have been scored.
 
         :param at: ring indices and environment indices of the batch, (batch_size,) each; changed in place
         :param rows: which rows of the batch are to be relabeled, (n_rows,)
@@ -650,12 +650,15 @@ class HIPIReplayBuffer(ReplayBuffer):
         """
         n_new = max(1, round(self.relabel_prob * len(at[0])))
         if self._pool is None:
-            self._pool = LabelPool(n_new, self.require_family().task_dim, self.label_reuse)
+            n_labels = self.label_reuse if self.strategy.is_draw else 1
+            self._pool = LabelPool(n_new, n_labels, self.require_family().task_dim, self.label_reuse)
         if self._pool.is_due(len(rows)):
             new = (self.rng.integers(self.size(), size=n_new), self.rng.integers(self.n_envs, size=n_new))
             obs, next_obs = self.transitions_at(new)
             batch = RelabelBatch(self, new, obs, next_obs, np.arange(n_new), env)
-            self._pool.add(new, self._relabel(batch, self.label_reuse))
+            labels = [self._relabel(batch, self.label_reuse)]
+            labels += [self.strategy.assign(batch, self.rng) for _ in range(self._pool.n_labels - 1)]
+            self._pool.add(new, np.stack(labels, axis=1))
         drawn, tasks = self._pool.draw(len(rows), self.rng)
         for mine, theirs in zip(at, drawn, strict=True):
             mine[rows] = theirs

@@ -1,38 +1,41 @@
-"""Labels that are used several times, so that the critic is asked less often."""
+"""Rows that the critic has scored, used several times, so that it is asked less often."""
 
 from typing import Any
 
 import numpy as np
 
-#: How many batches' worth of labels the pool holds: so many that hardly a row of it comes twice into a batch, or into two
+#: How many batches' worth of rows the pool holds: so many that hardly a row of it comes twice into a batch, or into two
 #: batches that follow each other, which would cost learning.
 N_BATCHES = 32
 
 
 class LabelPool:
     """
-    Transitions whose labels were inferred lately. The relabeled rows of a batch are drawn from it.
+    Transitions that were scored lately, with labels. The relabeled rows of a batch are drawn from it.
 
-    It fills up without reuse. Then one batch's worth of labels is renewed, the oldest first, every ``n_uses`` batches: a label
-    is used ``n_uses`` times in the mean, spread over ``N_BATCHES * n_uses`` batches.
+    It fills up without reuse. Then one batch's worth of rows is renewed, the oldest first, every ``n_uses`` batches: a row
+    is used ``n_uses`` times in the mean, spread over ``N_BATCHES * n_uses`` batches. Each use takes one of the row's labels at
+    random: as many draws from its posterior are as many different lessons from one scoring.
 
     :param n_rows: relabeled rows a batch
+    :param n_labels: labels a row
     :param task_dim: entries of a task
-    :param n_uses: uses of a label, in the mean
+    :param n_uses: uses of a row, in the mean
     """
 
-    def __init__(self, n_rows: int, task_dim: int, n_uses: int) -> None:
+    def __init__(self, n_rows: int, n_labels: int, task_dim: int, n_uses: int) -> None:
         self.n_uses = n_uses
+        self.n_labels = n_labels
         self.steps = np.zeros(N_BATCHES * n_rows, dtype=int)
         self.env_indices = np.zeros_like(self.steps)
-        self.tasks = np.zeros((len(self.steps), task_dim), dtype=np.float32)
+        self.tasks = np.zeros((len(self.steps), n_labels, task_dim), dtype=np.float32)
         self.is_valid = np.zeros(len(self.steps), dtype=bool)
         self.n_added = 0
         self.n_draws_left = 0
 
     def is_due(self, n_draws: int) -> bool:
         """
-        Whether new labels have to be added before so many are drawn.
+        Whether new rows have to be added before so many are drawn.
 
         :param n_draws: rows to be drawn
         :return: whether they are due
@@ -41,10 +44,10 @@ class LabelPool:
 
     def add(self, at: tuple[np.ndarray, np.ndarray], tasks: np.ndarray) -> None:
         """
-        Put new labels in the place of the oldest.
+        Put new rows in the place of the oldest.
 
         :param at: ring indices and environment indices of the transitions, (n,) each
-        :param tasks: their labels, (n, task_dim)
+        :param tasks: their labels, (n, n_labels, task_dim)
         """
         places = (self.n_added + np.arange(len(tasks))) % len(self.steps)
         self.steps[places], self.env_indices[places] = at
@@ -55,19 +58,20 @@ class LabelPool:
 
     def draw(self, n_draws: int, rng: np.random.Generator) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
         """
-        Draw transitions with their labels.
+        Draw transitions, and one label of each.
 
         :param n_draws: how many
         :param rng: generator
         :return: ring indices and environment indices, (n_draws,) each, and tasks, (n_draws, task_dim)
         """
         places = rng.choice(np.flatnonzero(self.is_valid), size=n_draws)
+        labels = rng.integers(self.n_labels, size=n_draws)
         self.n_draws_left -= n_draws
-        return (self.steps[places], self.env_indices[places]), self.tasks[places]
+        return (self.steps[places], self.env_indices[places]), self.tasks[places, labels]
 
     def forget(self, step: int) -> None:
         """
-        Drop the labels of a row of the ring, because other transitions take its place.
+        Drop a row of the ring, because other transitions take its place.
 
         :param step: ring index
         """

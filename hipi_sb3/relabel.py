@@ -295,6 +295,8 @@ class Strategy(ABC):
     needs_goals = False
     #: Whether it compares rows by task, so that all rows must have the same candidates.
     needs_shared_candidates = False
+    #: Whether a label is a draw from a distribution that stands once a row is scored, so that more of them cost nothing.
+    is_draw = False
 
     @abstractmethod
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
@@ -353,6 +355,7 @@ class HIPI(Strategy):
     """
 
     needs_scores = True
+    is_draw = True
 
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
         posterior = rows.infer().posterior

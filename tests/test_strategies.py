@@ -149,13 +149,13 @@ def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
 
 
 def test_a_label_is_used_so_often_in_the_mean_and_spread_over_many_batches() -> None:
-    pool, rng, batch = LabelPool(n_rows=8, task_dim=1, n_uses=4), np.random.default_rng(0), 8
+    pool, rng, batch = LabelPool(n_rows=8, n_labels=1, task_dim=1, n_uses=4), np.random.default_rng(0), 8
     used: dict[float, list[int]] = {}
     names = iter(range(10**6))
     for k in range(2000):
         if pool.is_due(batch):
             new = np.array([next(names) for _ in range(8)])
-            pool.add((new, np.zeros(8, dtype=int)), new[:, None].astype(np.float32))
+            pool.add((new, np.zeros(8, dtype=int)), new[:, None, None].astype(np.float32))
         (steps, _), tasks = pool.draw(batch, rng)
         assert_array_equal(steps, tasks[:, 0])
         for name in tasks[:, 0]:
@@ -169,11 +169,45 @@ def test_a_label_is_used_so_often_in_the_mean_and_spread_over_many_batches() -> 
     assert np.mean([len(set(batches)) == len(batches) for batches in middle]) > 0.9
 
 
+def test_each_use_of_a_scored_row_takes_one_of_its_labels() -> None:
+    pool = LabelPool(n_rows=4, n_labels=3, task_dim=1, n_uses=2)
+    rows = np.arange(4)
+    pool.add((rows, rows % 2), (10.0 * rows[:, None] + np.arange(3))[..., None].astype(np.float32))
+    (steps, env_indices), tasks = pool.draw(3000, np.random.default_rng(0))
+    assert_array_equal(tasks[:, 0] // 10, steps)
+    assert_array_equal(env_indices, steps % 2)
+    counts = np.unique(tasks, return_counts=True)[1]
+    assert len(counts) == 12 and abs(counts - 250).max() < 5 * np.sqrt(250)
+
+
+def test_the_labels_of_a_pooled_row_are_draws_from_its_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HIPISAC(
+        "MultiInputPolicy",
+        make_line_walk(),
+        learning_starts=50,
+        batch_size=200,
+        seed=0,
+        replay_buffer_kwargs={"label_reuse": 400, "relabel_prob": 1.0, "n_candidate_tasks": 4, "temperature": 2.0},
+    ).learn(50)
+    buffer: Any = model.replay_buffer
+    batches: list[RelabelBatch] = []
+    original = buffer._relabel
+    monkeypatch.setattr(buffer, "_relabel", lambda batch, n_uses=1: batches.append(batch) or original(batch, n_uses))
+    buffer._pool = None
+    buffer.sample(200)
+    (batch,), pool = (batches, buffer._pool)
+    tasks, posterior = batch.candidates().tasks, batch.infer().posterior
+    drawn = (pool.tasks[: len(posterior), :, None, 0] == tasks[:, 0]).mean(axis=1)
+    # 400 draws a row: a binomial share has a standard deviation of at most 0.025.
+    assert abs(drawn - posterior).max() < 6 * 0.025 and np.abs(drawn - posterior).mean() < 0.025
+    assert ((0.1 < posterior) & (posterior < 0.9)).mean() > 0.1  # there is something to draw
+
+
 def test_labels_of_overwritten_transitions_are_dropped() -> None:
-    pool = LabelPool(n_rows=1, task_dim=1, n_uses=2)
+    pool = LabelPool(n_rows=1, n_labels=1, task_dim=1, n_uses=2)
     for step in range(N_BATCHES):
         assert pool.is_due(1)
-        pool.add((np.array([step]), np.array([step % 2])), np.array([[step]], dtype=np.float32))
+        pool.add((np.array([step]), np.array([step % 2])), np.array([[[step]]], dtype=np.float32))
     for step in range(1, N_BATCHES):
         pool.forget(step)
     (steps, env_indices), tasks = pool.draw(20, np.random.default_rng(0))
