@@ -59,3 +59,11 @@ def test_candidates_take_turns_and_ratios_have_intervals_around_the_median():
     assert times["a"].tolist() == times["b"].tolist() == [0.5] * 3
     interval = measuring.ratio(np.array([2.0, 4.0, 3.0, 9.0]), np.ones(4))
     assert interval["low"] <= interval["median"] == 3.5 <= interval["high"]
+
+
+@pytest.mark.parametrize("name", ["bc_table", "bc_speed"])
+def test_what_make_bench_leaves_out_says_what_it_does(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert "--json" in capsys.readouterr().out
