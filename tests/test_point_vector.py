@@ -35,6 +35,13 @@ def make(env_id, num_envs, **kwargs):
     return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
+@pytest.fixture(autouse=True)
+def time_limit_of_gymnasium(monkeypatch):
+    """rl_zoo3, which other tests import, puts a TimeLimit in its place that adds an entry to info."""
+    own = next(cls for cls in gym.wrappers.TimeLimit.__mro__ if cls.__module__ == "gymnasium.wrappers.common")
+    monkeypatch.setattr(gym.wrappers, "TimeLimit", own)
+
+
 def make_sync(env_id, num_envs, autoreset_mode="NextStep", **kwargs):
     return SyncVectorEnv([lambda: gym.make(env_id, **kwargs)] * num_envs, autoreset_mode=AutoresetMode(autoreset_mode))
 
