@@ -2,6 +2,7 @@
 #   make train    make test    make
 # Another build of torch: make train TORCH="torch==2.13.0 --index-url ..."
 
+SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
@@ -25,7 +26,7 @@ help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
 	@echo "make test            the test suite (ARGS for pytest)"
-	@echo "make test-expensive  the learning tests, which train for minutes"
+	@echo "make test-expensive  the tests that train for minutes, into benchmarks/results/expensive_tests.txt"
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
 	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
 	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
@@ -41,7 +42,8 @@ test: $(STAMP)
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
 
 test-expensive: $(STAMP)
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive $(ARGS)
+	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive -q --no-header --disable-warnings -rpsfE --durations=0 \
+		$(ARGS) | tee benchmarks/results/expensive_tests.txt
 
 bench: $(STAMP)
 	set -e; for name in $(BENCHMARKS); do $(RUN) benchmarks/$$name.py --json $(BENCH_RESULTS)/$$name.json $(ARGS); done

@@ -115,8 +115,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         if optimize_memory_usage:
             raise ValueError(
-                "HIPIReplayBuffer does not support optimize_memory_usage=True: it would lose the last observation of each "
-                "episode. Leave it False; the buffer stores float32 and no info dictionaries anyway."
+                "HIPIReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of each "
+                "episode. Leave it False: each observation is stored once anyway."
             )
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
