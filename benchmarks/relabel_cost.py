@@ -45,8 +45,8 @@ def measure(candidates: list[int], batch_sizes: list[int], most_turns: int, n_tr
                 "sample_without_relabeling_us_a_row": interval_of_median(1e6 * seconds["none"] / batch_size),
             }
             results[f"{n} candidates, batch {batch_size}"] = {"turns": turns, "label_reuse": reuse, **cell}
-            show(f"  {n} candidates, batch {batch_size}: each label used once", cell["scored_us_a_row"], unit=" us")
-            show(f"  {n} candidates, batch {batch_size}: each label used {reuse} times", cell["reused_us_a_row"], unit=" us")
+            show(f"  {n} candidates, batch {batch_size}: scored for each label", cell["scored_us_a_row"], unit=" us")
+            show(f"  {n} candidates, batch {batch_size}: scored once for {reuse} batches", cell["reused_us_a_row"], unit=" us")
     return {"cells": results}
 
 

@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib
 import os
+import sys
 from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,3 +30,18 @@ def require(name: str) -> ModuleType:
     if os.environ.get("CI") == "true":
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"{name} is not installed: see the extras in setup.py", exc_type=ImportError)
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path, capsys):
+    """Run train.py in this process, and give what it printed."""
+    monkeypatch.setattr(sys, "argv", ["zoo/train.py"])
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        from zoo import train  # needs extras
+
+        train.main(list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    return call

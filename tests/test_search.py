@@ -19,7 +19,7 @@ require("rl_zoo3")
 
 from optuna.trial import TrialState, create_trial
 
-from zoo import plugin, train
+from zoo import plugin
 from zoo.errors import ConfigurationError
 from zoo.search import TrialSeededEvalCallback
 from zoo.search_postgres import private_postgres
@@ -48,19 +48,6 @@ def wait_for(condition, seconds=90):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.1)
-
-
-@pytest.fixture
-def main(monkeypatch, tmp_path, capsys):
-    """Run train.py in this process, and give what it printed."""
-    monkeypatch.setattr(sys, "argv", ["zoo/train.py"])
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        train.main(list(map(str, arguments)))
-        return capsys.readouterr().out
-
-    return call
 
 
 # -- workers that are killed ------------------------------------------------------------------------------------------

@@ -45,19 +45,6 @@ def run(script, *arguments, cwd, check=True):
 
 
 @pytest.fixture
-def main(monkeypatch, tmp_path, capsys):
-    """Run train.py in this process, and give what it printed."""
-    monkeypatch.setattr(sys, "argv", ["zoo/train.py"])
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        train.main(list(map(str, arguments)))
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.fixture
 def mistake(main, capsys, tmp_path):
     """Run train.py with a mistake: it exits with code 2, one line, and no run folder. Gives the line."""
 
