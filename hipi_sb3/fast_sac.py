@@ -1,7 +1,6 @@
 """SAC's update, the same numbers in less time."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch as th
@@ -9,10 +8,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
-from torch.nn import functional as F
 
-#: Layers that do the same in training and in evaluation, so that the mode need not be switched for each update.
-_LAYERS = (nn.Linear, nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+from hipi_sb3.layers import Layers
 
 
 class FastSAC(SAC):
@@ -22,12 +19,13 @@ class FastSAC(SAC):
 
     - observations are flattened once a batch, not once for each of six passes through the networks;
     - layers are called directly and the policy is sampled in closed form, without modules, hooks and distribution objects;
-    - the actor's loss leaves no gradients in the critics;
+    - gradients are written out by hand, which spares recording each operation, and the gradient of the actor's loss goes
+      through the critics without leaving anything there;
     - Adam and the target networks are updated by fused kernels;
     - losses are read back when they are logged, not in every step, which on a GPU would wait for it.
 
-    Where one of these would change the result (a learned or shared feature extractor, gSDE, another optimiser, layers other
-    than linear ones and activations), the update of stable-baselines3 runs as it is.
+    Where one of these would change the result (a learned or shared feature extractor, gSDE, another optimiser, layers that
+    :class:`~hipi_sb3.layers.Layers` does not know), the update of stable-baselines3 runs as it is.
     """
 
     _losses: dict[str, th.Tensor] | None = None
@@ -39,13 +37,13 @@ class FastSAC(SAC):
         self._is_fast = (
             not self.use_sde
             and all(_is_flat(network.features_extractor) for network in (self.actor, self.critic, self.critic_target))
-            and all(type(layer) in _LAYERS for network in networks for layer in network.children())
-            and all(type(optimizer) is th.optim.Adam for optimizer in optimizers if optimizer is not None)
+            and all(Layers.knows(network) for network in networks)
+            and all(is_plain_adam(optimizer) for optimizer in optimizers if optimizer is not None)
         )
         if self._is_fast:
-            for optimizer in (self.actor.optimizer, self.critic.optimizer):
-                for group in optimizer.param_groups:
-                    group["fused"] = True
+            # A loaded state is then put where the kernel wants it.
+            for optimizer in filter(None, optimizers):
+                optimizer.param_groups[0]["fused"] = True
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -61,67 +59,56 @@ class FastSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
-        actor: list[th.Tensor] = list(self.actor.parameters())
-        critics: list[th.Tensor] = list(self.critic.parameters())
-        targets: list[th.Tensor] = list(self.critic_target.parameters())
-
-        for gradient_step in range(gradient_steps):
-            assert self.replay_buffer is not None
-            data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            discounts = self.gamma if data.discounts is None else data.discounts
-            features = self.actor.extract_features(data.observations, self.actor.features_extractor)
-            next_features = self.actor.extract_features(data.next_observations, self.actor.features_extractor)
-
-            actions_pi, log_prob = self._action_log_prob(features)
-            ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef.detach())
-            losses = {"ent_coef": ent_coef}
-            if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
-                assert isinstance(self.target_entropy, float)
-                # The loss is linear in log alpha: this is its slope.
-                self.log_ent_coef.grad = -(log_prob.detach().mean() + self.target_entropy).reshape(self.log_ent_coef.shape)
-                losses["ent_coef_loss"] = self.log_ent_coef.detach() * self.log_ent_coef.grad
-                self.ent_coef_optimizer.step()
-
-            with th.no_grad():
-                next_actions, next_log_prob = self._action_log_prob(next_features)
-                next_q = th.cat(_q_values(self.critic_target.q_networks, next_features, next_actions), dim=1)
-                next_value = next_q.min(dim=1, keepdim=True).values - ent_coef * next_log_prob
-                target_q = data.rewards + (1 - data.dones) * discounts * next_value
-
-            current_q = _q_values(self.critic.q_networks, features, data.actions)
-            critic_loss = th.stack([F.mse_loss(q, target_q) for q in current_q]).sum() * 0.5
-            self.critic.optimizer.zero_grad()
-            critic_loss.backward(inputs=critics)
-            self.critic.optimizer.step()
-
-            q_pi = th.cat(_q_values(self.critic.q_networks, features, actions_pi), dim=1)
-            actor_loss = (ent_coef * log_prob - q_pi.min(dim=1, keepdim=True).values).mean()
-            self.actor.optimizer.zero_grad()
-            actor_loss.backward(inputs=actor)
-            self.actor.optimizer.step()
-
-            if gradient_step % self.target_update_interval == 0:
-                with th.no_grad():
-                    th._foreach_lerp_(targets, critics, self.tau)
-            self._losses = losses | {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
-
+        with th.no_grad():
+            for gradient_step in range(gradient_steps):
+                self._update(batch_size, update_targets=gradient_step % self.target_update_interval == 0)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _action_log_prob(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        Sample the policy: flat observations -> actions, (batch_size, action_dim), and log pi, (batch_size, 1).
+    def _update(self, batch_size: int, update_targets: bool) -> None:
+        """One update, as :meth:`stable_baselines3.SAC.train` has it in its loop."""
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        discounts = self.gamma if data.discounts is None else data.discounts
+        features = self.actor.extract_features(data.observations, self.actor.features_extractor)
+        next_features = self.actor.extract_features(data.next_observations, self.actor.features_extractor)
+        critics, targets = ([Layers(network) for network in critic.q_networks] for critic in (self.critic, self.critic_target))
 
-        In closed form what SquashedDiagGaussianDistribution does with a distribution object.
-        """
-        actor = self.actor
-        latent = _forward(actor.latent_pi, features)
-        mean = _forward([actor.mu], latent)
-        log_std = _forward([actor.log_std], latent).clamp(LOG_STD_MIN, LOG_STD_MAX)
-        noise = th.randn_like(mean)
-        actions = th.tanh(mean + log_std.exp() * noise)
-        log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi) - th.log(1 - actions**2 + actor.action_dist.epsilon)
-        return actions, log_prob.sum(dim=1, keepdim=True)
+        policy = PolicySample(self.actor, features)
+        ent_coef = self.ent_coef_tensor if self.log_ent_coef is None else th.exp(self.log_ent_coef)
+        losses = {"ent_coef": ent_coef}
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            assert isinstance(self.target_entropy, float)
+            # The loss is linear in log alpha: this is its slope.
+            self.log_ent_coef.grad = -(policy.log_prob.mean() + self.target_entropy).reshape(self.log_ent_coef.shape)
+            losses["ent_coef_loss"] = self.log_ent_coef * self.log_ent_coef.grad
+            adam_step(self.ent_coef_optimizer)
+
+        next_policy = PolicySample(self.actor, next_features)
+        next_inputs = th.cat([next_features, next_policy.actions], dim=1)
+        next_q = th.cat([target(next_inputs) for target in targets], dim=1)
+        next_value = next_q.min(dim=1, keepdim=True).values - ent_coef * next_policy.log_prob
+        target_q = data.rewards + (1 - data.dones) * discounts * next_value
+
+        # Loss 0.5 sum_i mean (Q_i - target)^2
+        inputs = th.cat([features, data.actions], dim=1)
+        errors = [critic(inputs) - target_q for critic in critics]
+        for critic, error in zip(critics, errors, strict=True):
+            critic.backward(error / batch_size)
+        losses["critic_loss"] = 0.5 * th.cat(errors, dim=1).square().sum() / batch_size
+        adam_step(self.critic.optimizer)
+
+        # Loss mean (alpha log pi - min_i Q_i)
+        inputs = th.cat([features, policy.actions], dim=1)
+        q_pi, smallest = th.cat([critic(inputs) for critic in critics], dim=1).min(dim=1, keepdim=True)
+        grad_inputs = [critic.input_gradient((smallest == i) * (-1.0 / batch_size)) for i, critic in enumerate(critics)]
+        policy.backward(th.stack(grad_inputs).sum(dim=0)[:, features.shape[1] :], ent_coef / batch_size)
+        losses["actor_loss"] = (ent_coef * policy.log_prob - q_pi).mean()
+        adam_step(self.actor.optimizer)
+
+        if update_targets:
+            th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau)
+        self._losses = losses
 
     def dump_logs(self) -> None:
         """Write log data, the losses of the last update among them."""
@@ -133,26 +120,94 @@ class FastSAC(SAC):
         return [*super()._excluded_save_params(), "_losses"]
 
 
+def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
+    """
+    Whether :func:`adam_step` is what the optimizer's own step would do.
+
+    :param optimizer: optimizer
+    :return: whether it is Adam with one group of parameters and without its variants
+    """
+    group = optimizer.param_groups[0]
+    variants = ("amsgrad", "maximize", "differentiable", "capturable", "decoupled_weight_decay")
+    return type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and not any(map(group.get, variants))
+
+
+def adam_step(optimizer: th.optim.Optimizer) -> None:
+    """
+    ``optimizer.step()`` as one kernel. What PyTorch does around that kernel (hooks, profiling, sorting tensors by device)
+    takes longer than the kernel itself for small networks. The state stays in the optimizer, where it is saved and loaded.
+
+    :param optimizer: Adam, see :func:`is_plain_adam`; all of its parameters have gradients
+    """
+    group, state = optimizer.param_groups[0], optimizer.state
+    parameters = group["params"]
+    for parameter in parameters:
+        if not state[parameter]:
+            zeros = [th.zeros_like(parameter, memory_format=th.preserve_format) for _ in range(2)]
+            step = th.zeros((), dtype=th.float32, device=parameter.device)
+            state[parameter].update(step=step, exp_avg=zeros[0], exp_avg_sq=zeros[1])
+    steps, averages, squares = (
+        [state[parameter][key] for parameter in parameters] for key in ("step", "exp_avg", "exp_avg_sq")
+    )
+    th._foreach_add_(steps, 1)
+    th._fused_adam_(
+        parameters,
+        [parameter.grad for parameter in parameters],
+        averages,
+        squares,
+        [],
+        steps,
+        amsgrad=False,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+class PolicySample:
+    """
+    One action of a squashed Gaussian policy in each state, in closed form what ``SquashedDiagGaussianDistribution`` does with
+    a distribution object: a = tanh(u), u = mu + sigma epsilon, log pi = log N(u) - sum log(1 - a^2).
+
+    :param actor: SAC's actor
+    :param features: flat observations, (batch_size, n)
+    """
+
+    def __init__(self, actor: Any, features: th.Tensor) -> None:
+        self.latent_pi, self.mu, self.log_std = Layers(actor.latent_pi), Layers([actor.mu]), Layers([actor.log_std])
+        latent = self.latent_pi(features)
+        mean, raw = self.mu(latent), self.log_std(latent)
+        log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        noise = th.randn_like(mean)
+        self.deviation = log_std.exp() * noise
+        #: Actions in [-1, 1], (batch_size, action_dim).
+        self.actions = th.tanh(mean + self.deviation)
+        self.slope = 1 - self.actions**2
+        self.volume = self.slope + actor.action_dist.epsilon
+        log_prob = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi) - th.log(self.volume)
+        #: log pi(a | s), (batch_size, 1).
+        self.log_prob = log_prob.sum(dim=1, keepdim=True)
+        self.is_inside = raw == log_std
+
+    def backward(self, grad_actions: th.Tensor, grad_log_prob: th.Tensor) -> None:
+        """
+        Write the gradients of the actor's parameters.
+
+        :param grad_actions: dL / da, (batch_size, action_dim)
+        :param grad_log_prob: dL / d log pi of every row, a number
+        """
+        # log pi has -log(1 - a^2 + eps), whose slope in a is 2 a / (1 - a^2 + eps), and da / du = 1 - a^2.
+        grad_mean = (grad_actions + grad_log_prob * 2 * self.actions / self.volume) * self.slope
+        grad_log_std = (grad_mean * self.deviation - grad_log_prob) * self.is_inside
+        grad_latent = self.mu.input_gradient(grad_mean, parameters=True)
+        self.latent_pi.backward(grad_latent + self.log_std.input_gradient(grad_log_std, parameters=True))
+
+
 def _is_flat(extractor: nn.Module) -> bool:
     """Whether a feature extractor only flattens and concatenates."""
     if isinstance(extractor, CombinedExtractor):
         return all(type(part) is nn.Flatten for part in extractor.extractors.values())
     return type(extractor) is FlattenExtractor
-
-
-def _forward(layers: Iterable[Any], values: th.Tensor) -> th.Tensor:
-    """Pass through layers, without the detour of calling modules, which small networks feel."""
-    for layer in layers:
-        if type(layer) is nn.Linear:
-            values = F.linear(values, layer.weight, layer.bias)
-        elif type(layer) is nn.ReLU:
-            values = F.relu(values)
-        else:
-            values = layer(values)
-    return values
-
-
-def _q_values(q_networks: Iterable[Any], features: th.Tensor, actions: th.Tensor) -> list[th.Tensor]:
-    """Q of every critic, (batch_size, 1) each."""
-    inputs = th.cat([features, actions], dim=1)
-    return [_forward(q_network, inputs) for q_network in q_networks]

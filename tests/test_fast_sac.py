@@ -1,5 +1,6 @@
 """The faster update gives the numbers of stable-baselines3's."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from line_walk import make_line_walk
 from stable_baselines3 import SAC
 
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
+from hipi_sb3.fast_sac import adam_step
+from hipi_sb3.layers import Layers
 
 
 def trained(algorithm: type[SAC], n_updates: int = 100, flatten: bool = False, **kwargs: Any) -> SAC:
@@ -38,6 +41,8 @@ def assert_same_parameters(a: SAC, b: SAC, atol: float) -> None:
         {"ent_coef": 0.1},
         {"gradient_steps": 2, "target_update_interval": 2},
         {"flatten": True},
+        {"policy_kwargs": dict(net_arch=[16, 24], activation_fn=th.nn.Tanh, optimizer_kwargs=dict(weight_decay=0.1))},
+        {"policy_kwargs": dict(net_arch=[], n_critics=3)},
         {"replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}},
     ],
     ids=lambda kwargs: ",".join(kwargs) or "defaults",
@@ -51,7 +56,15 @@ def test_after_100_updates_the_parameters_are_those_of_sac(kwargs: dict[str, Any
         assert_same_parameters(fast, trained(SAC, 90, **kwargs), atol=1e-4)
 
 
-@pytest.mark.parametrize("kwargs", [{"use_sde": True}, {"policy_kwargs": {"optimizer_class": th.optim.AdamW}}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"use_sde": True},
+        {"policy_kwargs": {"optimizer_class": th.optim.AdamW}},
+        {"policy_kwargs": {"optimizer_kwargs": {"amsgrad": True}}},
+        {"policy_kwargs": {"activation_fn": th.nn.SiLU}},
+    ],
+)
 def test_what_the_faster_update_does_not_know_is_left_to_sac(kwargs: dict[str, Any]) -> None:
     fast, slow = trained(HIPISAC, 20, **kwargs), trained(SAC, 20, **kwargs)
     assert not fast._is_fast
@@ -83,3 +96,48 @@ def test_saving_and_loading_keeps_the_faster_update(tmp_path: Any) -> None:
     loaded = HIPISAC.load(tmp_path / "model", env=make_line_walk())
     assert loaded._is_fast
     loaded.learn(30, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("activation", [th.nn.ReLU, th.nn.Tanh])
+def test_gradients_without_autograd_are_those_of_autograd(activation: type[th.nn.Module]) -> None:
+    th.manual_seed(0)
+    net = th.nn.Sequential(th.nn.Linear(3, 5), activation(), th.nn.Linear(5, 4), activation(), th.nn.Linear(4, 2))
+    inputs, grad = th.randn(7, 3, requires_grad=True), th.randn(7, 2)
+    outputs = net(inputs)
+    outputs.backward(grad)
+    expected = [inputs.grad, *(parameter.grad for parameter in net.parameters())]
+
+    for parameter in net.parameters():
+        parameter.grad = None
+    with th.no_grad():
+        layers = Layers(net)
+        assert th.allclose(layers(inputs), outputs)
+        of_inputs = layers.input_gradient(grad)
+        assert all(parameter.grad is None for parameter in net.parameters())
+        layers.backward(grad)
+    for mine, theirs in zip([of_inputs, *(parameter.grad for parameter in net.parameters())], expected, strict=True):
+        th.testing.assert_close(mine, theirs)
+
+
+def test_layers_say_which_networks_they_know() -> None:
+    assert Layers.knows(th.nn.Sequential(th.nn.Linear(2, 2), th.nn.Tanh()))
+    assert not Layers.knows(th.nn.Sequential(th.nn.Linear(2, 2), th.nn.Dropout()))
+    # A residual layer, say, is no plain linear one.
+    assert not Layers.knows([type("Residual", (th.nn.Linear,), {})(2, 2)])
+
+
+def test_one_kernel_makes_the_steps_of_adam() -> None:
+    mine, theirs = (th.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(mine.state_dict())
+    fast, slow = (th.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.01) for net in (mine, theirs))
+    for step in range(5):
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            one.grad = th.randn_like(one)
+            other.grad = one.grad.clone()
+        with th.no_grad():
+            adam_step(fast)
+        slow.step()
+        if step == 2:
+            fast.load_state_dict(copy.deepcopy(slow.state_dict()))  # load_state_dict does not copy tensors
+    for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+        th.testing.assert_close(one, other)

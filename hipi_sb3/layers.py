@@ -1,0 +1,90 @@
+"""Small networks without autograd: linear layers and activations, and their gradients written out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from torch import nn
+
+aten = th.ops.aten
+
+#: The activations that are known: what they do in place, and the gradient of their input from that of their result and from
+#: the result itself.
+ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[th.Tensor], th.Tensor], Callable[[th.Tensor, th.Tensor], th.Tensor]]] = {
+    nn.ReLU: (th.relu_, lambda grad, result: aten.threshold_backward(grad, result, 0)),
+    nn.Tanh: (th.tanh_, aten.tanh_backward),
+}
+
+
+class Layers:
+    """
+    Linear layers and activations one after the other. Each pass keeps what its gradients need; a module, its hooks and the
+    graph of autograd are not involved, which small networks feel.
+
+    :param layers: ``nn.Sequential`` or list of layers, see :meth:`knows`
+    """
+
+    def __init__(self, layers: Any) -> None:
+        self.layers = list(layers)
+        self.values: list[th.Tensor] = []
+
+    @staticmethod
+    def knows(layers: Any) -> bool:
+        """
+        Whether all layers are linear or known activations.
+
+        :param layers: layers
+        :return: whether they are
+        """
+        return all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in layers)
+
+    def __call__(self, values: th.Tensor) -> th.Tensor:
+        """
+        Forward pass.
+
+        :param values: inputs, (batch_size, n_inputs)
+        :return: outputs, (batch_size, n_outputs)
+        """
+        self.values = [values]
+        for layer in self.layers:
+            kind = type(layer)
+            if kind is nn.Linear:
+                values = th.addmm(layer.bias, values, layer.weight.t())
+                self.values.append(values)
+            else:
+                ACTIVATIONS[kind][0](values)  # in place: what was there is not needed again
+        return values
+
+    def backward(self, grad: th.Tensor) -> None:
+        """
+        Write the gradients of all parameters in the last pass.
+
+        :param grad: gradient of the outputs, (batch_size, n_outputs)
+        """
+        self._backward(grad, parameters=True, inputs=False)
+
+    def input_gradient(self, grad: th.Tensor, parameters: bool = False) -> th.Tensor:
+        """
+        Gradient of the inputs of the last pass.
+
+        :param grad: gradient of the outputs, (batch_size, n_outputs)
+        :param parameters: whether to write the gradients of the parameters too
+        :return: (batch_size, n_inputs)
+        """
+        return self._backward(grad, parameters, inputs=True)
+
+    def _backward(self, grad: th.Tensor, parameters: bool, inputs: bool) -> th.Tensor:
+        # values[i] is what linear layer i takes; the last is what comes out.
+        n_below, result = len(self.values) - 1, self.values[-1]
+        for layer in reversed(self.layers):
+            if type(layer) is not nn.Linear:
+                grad = ACTIVATIONS[type(layer)][1](grad, result)
+                continue
+            n_below -= 1
+            result = self.values[n_below]
+            if parameters:
+                layer.weight.grad = grad.t() @ result
+                layer.bias.grad = grad.sum(dim=0)
+            if n_below > 0 or inputs:
+                grad = grad @ layer.weight
+        return grad
