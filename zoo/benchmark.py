@@ -34,7 +34,7 @@ import pandas as pd
 import hipi_sb3  # noqa: F401  registers the environments
 from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
-from zoo.provenance import command_line, provenance
+from zoo.provenance import command_line, commit, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -166,7 +166,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     write_atomically(folder / "evaluations.csv", frame.to_csv(index=False))
     summary = summarize(frame, args.threshold)
-    write_atomically(folder / "summary.json", json.dumps({**describe_run(args), "results": summary}, indent=1) + "\n")
+    # A benchmark that was interrupted may have gone on with later code: the commits are those of its runs.
+    said = describe_run(args) | {"commit": " ".join(sorted(set(frame["commit"])))}
+    write_atomically(folder / "summary.json", json.dumps({**said, "results": summary}, indent=1) + "\n")
     print(format_table(summary, args.threshold))
     print(f"All evaluations: {folder / 'evaluations.csv'}; summary: {folder / 'summary.json'}")
     for cell, reason in broken:
@@ -311,7 +313,7 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     # A cell that breaks is run again from its start.
     command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--checkpoint-freq", "0", "--verbose", "0", "-uuid"]
     command += ["--log-folder", str(run_folder / "logs"), *options]
-    start = time.perf_counter()
+    start, commit_before = time.perf_counter(), commit()
     with open(run_folder / "output.txt", "w") as output:
         # In a session of its own: Ctrl-C would end a training early, and it would look finished.
         process = subprocess.Popen(
@@ -332,6 +334,7 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         "command": command[1:],
         "options": options,
         "evaluations": str(results[-1].relative_to(run_folder)),
+        "commit": commit_before,
         "wall_seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
     }
@@ -401,7 +404,8 @@ def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:
 
     :param cells: cells
     :param folder: folder of the benchmark
-    :return: one row an evaluation: method, env, seed, timesteps, mean return, success rate, wall and CPU seconds of the run
+    :return: one row an evaluation: method, env, seed, timesteps, mean return, success rate, wall and CPU seconds and commit of
+        the run
     :raises ConfigurationError: when no cell is finished
     """
     rows = []
@@ -423,6 +427,7 @@ def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:
                         "success": float(np.mean(success)),
                         "wall_seconds": run["wall_seconds"],
                         "cpu_seconds": run["cpu_seconds"],
+                        "commit": run.get("commit", ""),
                     }
                 )
     if not rows:
