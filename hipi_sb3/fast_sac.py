@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from torch import nn
 
@@ -59,16 +60,18 @@ class FastSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
-        with th.no_grad():
-            for gradient_step in range(gradient_steps):
-                self._update(batch_size, update_targets=gradient_step % self.target_update_interval == 0)
+        for gradient_step in range(gradient_steps):
+            assert self.replay_buffer is not None
+            # Outside of no_grad: an estimator of log Z may learn when a batch is relabeled.
+            data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            with th.no_grad():
+                self._update(data, update_targets=gradient_step % self.target_update_interval == 0)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _update(self, batch_size: int, update_targets: bool) -> None:
+    def _update(self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool) -> None:
         """One update, as :meth:`stable_baselines3.SAC.train` has it in its loop."""
-        assert self.replay_buffer is not None
-        data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        batch_size = len(data.rewards)
         discounts = self.gamma if data.discounts is None else data.discounts
         features = self.actor.extract_features(data.observations, self.actor.features_extractor)
         next_features = self.actor.extract_features(data.next_observations, self.actor.features_extractor)

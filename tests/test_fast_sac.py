@@ -141,3 +141,10 @@ def test_one_kernel_makes_the_steps_of_adam() -> None:
             fast.load_state_dict(copy.deepcopy(slow.state_dict()))  # load_state_dict does not copy tensors
     for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
         th.testing.assert_close(one, other)
+
+
+def test_a_running_estimate_of_log_z_learns_while_the_update_needs_no_gradients() -> None:
+    options = {"log_partition": "running", "label_reuse": 1}
+    model = trained(HIPISAC, 20, replay_buffer_kwargs=options)
+    assert isinstance(model.replay_buffer, HIPIReplayBuffer)
+    assert model.replay_buffer.inference.log_partition.state_dict()["n_batches"] == 20
