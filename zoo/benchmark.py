@@ -194,6 +194,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", "--n-timesteps", type=int, help="steps of a run; those of the YAML file if not given")
     parser.add_argument("--eval-freq", type=int, default=2500, help="steps between evaluations (default: 2500)")
     parser.add_argument("--eval-tasks", type=int, default=50, help="tasks of an evaluation (default: 50)")
+    parser.add_argument("--eval-envs", type=int, default=25, help="environments that share these tasks (default: 25)")
     parser.add_argument("--threshold", type=float, default=0.5, help="success whose first step is reported (default: 0.5)")
     parser.add_argument("--folder", default="logs/benchmark", help="where runs and results go (default: %(default)s)")
     return parser
@@ -292,6 +293,7 @@ def cell_options(cell: Cell, args: argparse.Namespace) -> list[str]:
     method, packages = KEY_TO_METHOD[cell.method], packages_of(cell.env)
     options = ["--algo", method.algo, "--env", cell.env, "--seed", str(cell.seed)]
     options += ["--eval-freq", str(args.eval_freq), "--eval-tasks", str(args.eval_tasks)]
+    options += ["--n-eval-envs", str(args.eval_envs)]
     options += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
     options += ["--gym-packages", *packages] if packages else []
     options += ["--relabel", *method.relabel] if method.relabel else []
@@ -311,7 +313,16 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     run_folder.mkdir(parents=True, exist_ok=True)
     options = cell_options(cell, args)
     # A cell that breaks is run again from its start.
-    command = [sys.executable, str(ROOT / "zoo" / "train.py"), "--checkpoint-freq", "0", "--verbose", "0", "-uuid"]
+    command = [
+        sys.executable,
+        str(ROOT / "zoo" / "train.py"),
+        "--checkpoint-freq",
+        "0",
+        "--verbose",
+        "0",
+        "-uuid",
+        "--no-picture",
+    ]
     command += ["--log-folder", str(run_folder / "logs"), *options]
     start, commit_before = time.perf_counter(), commit()
     with open(run_folder / "output.txt", "w") as output:

@@ -55,6 +55,7 @@ class TaskExperimentManager(SearchManager):
     :param relabel: options of :class:`hipi_sb3.HIPIReplayBuffer` that replace those of the YAML file, one by one
     :param checkpoint_freq: steps between two checkpoints, see :mod:`zoo.checkpoints`; none if not positive
     :param resume: folder of the run to go on with; a new run if None
+    :param draws_picture: whether to draw ``trajectories.png`` at the end, where the environment can
     :param kwargs: as in :class:`~zoo.search.SearchManager`
     """
 
@@ -64,9 +65,11 @@ class TaskExperimentManager(SearchManager):
         relabel: dict[str, Any] | None = None,
         checkpoint_freq: int = 0,
         resume: str | None = None,
+        draws_picture: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.draws_picture = draws_picture
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():
             self.config = str(own_config)
@@ -249,16 +252,19 @@ class TaskExperimentManager(SearchManager):
         training_env = model.get_env()
         if training_env is not None and model.get_vec_normalize_env() is not None:
             sync_envs_normalization(training_env, env)
-        draws = env.has_attr("plot_trajectories")
-        evaluation = evaluate_tasks(
-            model,
-            env,
-            self._tasks(TASK_SEED),
-            self.n_eval_episodes,
-            self.deterministic_eval,
-            seed=TASK_SEED,
-            record_observations=draws,
-        )
+        draws = self.draws_picture and env.has_attr("plot_trajectories")
+        if callback is not None and callback.evaluations_timesteps[-1:] == [model.num_timesteps] and not draws:
+            evaluation = callback.evaluations[-1]
+        else:
+            evaluation = evaluate_tasks(
+                model,
+                env,
+                self._tasks(TASK_SEED),
+                self.n_eval_episodes,
+                self.deterministic_eval,
+                seed=TASK_SEED,
+                record_observations=draws,
+            )
         print(f"\n{self.algo} on {self.env_name.gym_id} after {model.num_timesteps} steps, task by task:\n")
         print(evaluation.table(), end="\n\n")
         self._save_evaluation(callback, evaluation, model.num_timesteps)

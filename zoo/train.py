@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             arguments=arguments,
             relabel=relabel,
             n_eval_tasks=args.eval_tasks,
+            draws_picture=not args.no_picture,
             small_search=args.search_space == "small",
             heartbeat=args.heartbeat,
             checkpoint_freq=args.checkpoint_freq,
@@ -152,6 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-tasks", type=int, default=20, metavar="N", help="tasks to evaluate on, --eval-episodes each (default: 20)"
     )
+    parser.add_argument("--no-picture", action="store_true", help="draw no trajectories.png at the end")
     parser.add_argument(
         "--checkpoint-freq",
         type=int,
