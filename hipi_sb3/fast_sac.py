@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
@@ -113,6 +114,31 @@ class FastSAC(SAC):
             th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau)
         self._losses = losses
 
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Actions for observations, as :meth:`stable_baselines3.SAC.predict` gives them.
+
+        :param observation: observation, or a batch of them
+        :param state: ignored: the policy has none
+        :param episode_start: ignored likewise
+        :param deterministic: the mean action instead of a sample
+        :return: action, or a batch of them, and ``state``
+        """
+        if not self._is_fast or isinstance(observation, tuple):  # what reset() returned: SAC says what is wrong
+            return super().predict(observation, state, episode_start, deterministic)
+        with th.no_grad():
+            tensors, is_batch = self.policy.obs_to_tensor(observation)
+            features = self.actor.extract_features(tensors, self.actor.features_extractor)
+            actions = PolicySample(self.actor, features, deterministic).actions.cpu().numpy()
+        actions = self.policy.unscale_action(actions)
+        return (actions if is_batch else actions[0]), state
+
     def dump_logs(self) -> None:
         """Write log data, the losses of the last update among them."""
         for name, value in (self._losses or {}).items():
@@ -177,14 +203,15 @@ class PolicySample:
 
     :param actor: SAC's actor
     :param features: flat observations, (batch_size, n)
+    :param deterministic: epsilon = 0: the action that the mean gives
     """
 
-    def __init__(self, actor: Any, features: th.Tensor) -> None:
+    def __init__(self, actor: Any, features: th.Tensor, deterministic: bool = False) -> None:
         self.latent_pi, self.mu, self.log_std = Layers(actor.latent_pi), Layers([actor.mu]), Layers([actor.log_std])
         latent = self.latent_pi(features)
         mean, raw = self.mu(latent), self.log_std(latent)
         log_std = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
-        noise = th.randn_like(mean)
+        noise = th.zeros_like(mean) if deterministic else th.randn_like(mean)
         self.deviation = log_std.exp() * noise
         #: Actions in [-1, 1], (batch_size, action_dim).
         self.actions = th.tanh(mean + self.deviation)

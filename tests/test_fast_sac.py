@@ -148,3 +148,19 @@ def test_a_running_estimate_of_log_z_learns_while_the_update_needs_no_gradients(
     model = trained(HIPISAC, 20, replay_buffer_kwargs=options)
     assert isinstance(model.replay_buffer, HIPIReplayBuffer)
     assert model.replay_buffer.inference.log_partition.state_dict()["n_batches"] == 20
+
+
+def test_predictions_are_those_of_sac() -> None:
+    fast, slow = trained(HIPISAC, 20), trained(SAC, 20)
+    slow.policy.load_state_dict(fast.policy.state_dict())
+    batch = {key: np.stack([space.sample() for _ in range(7)]) for key, space in fast.observation_space.spaces.items()}
+    for deterministic in (True, False):
+        for obs in (batch, {key: value[0] for key, value in batch.items()}):
+            th.manual_seed(0)
+            mine, _ = fast.predict(obs, deterministic=deterministic)
+            th.manual_seed(0)
+            theirs, _ = slow.predict(obs, deterministic=deterministic)
+            assert mine.shape == theirs.shape and mine.dtype == theirs.dtype
+            np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    with pytest.raises(ValueError, match="tuple"):
+        fast.predict((batch, {}))
