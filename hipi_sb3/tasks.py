@@ -506,8 +506,9 @@ class TargetVelocity(TaskFamily):
             velocity = self.velocity(env, obs, action, next_obs, reward, info)
         if not isinstance(velocity, float):
             velocity = np.asarray(velocity).item()
-        features = np.empty(2, dtype=np.float32)
-        features[0], features[1] = velocity, np.asarray(action).dot(action)
+        features = np.empty(2, np.float32)
+        features[0] = velocity
+        features[1] = np.dot(action, action)
         return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:

@@ -89,7 +89,8 @@ class MultiTaskWrapper(gym.Wrapper):
         self.task = self.task_family.sample(self.np_random, 1)[0] if task is None else self.task_family.check_task(task)
         self._inner_obs = obs
         self._step = 0
-        return self._observation(obs), {**info, "task": self.task.copy()}
+        shown = self.task.copy()
+        return self._observation(obs, shown), {**info, "task": shown}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """
@@ -103,10 +104,9 @@ class MultiTaskWrapper(gym.Wrapper):
         next_obs, inner_reward, env_terminated, truncated, info = self.env.step(action)
         self._step += 1
         family, task = self.task_family, self.task
+        features = family.features(self.env, self._inner_obs, action, next_obs, inner_reward, info)
         # Judged in the precision in which the replay buffer stores it: a threshold must not fall differently later.
-        features = np.asarray(
-            family.features(self.env, self._inner_obs, action, next_obs, inner_reward, info), dtype=np.float32
-        )
+        features = np.asarray(features, np.float32)
         if features.shape != self._feature_shape:
             raise ValueError(
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
@@ -120,18 +120,18 @@ class MultiTaskWrapper(gym.Wrapper):
             self._raise_not_finite("reward", reward)
         env_terminated = bool(env_terminated)
         terminated = env_terminated or (self._tasks_end and bool(family.terminated(features, task)))
-        info = {**info, "task": task.copy(), "task_features": features, "env_terminated": env_terminated}
+        shown = task.copy()
+        info = {**info, "task": shown, "task_features": features, "env_terminated": env_terminated}
         success = family.success(features, task)
         if success is not None:
             info["is_success"] = bool(success)
         self._inner_obs = next_obs
-        return self._observation(next_obs), reward, terminated, bool(truncated), info
+        return self._observation(next_obs, shown), reward, terminated, bool(truncated), info
 
-    def _observation(self, obs: Any) -> Any:
-        assert self.task is not None
+    def _observation(self, obs: Any, task: np.ndarray) -> Any:
         if self.flatten:
-            return np.concatenate([obs, self.task], dtype=np.float32)
-        return {"observation": obs, "task": self.task.copy()}
+            return np.concatenate([obs, task], dtype=np.float32)
+        return {"observation": obs, "task": task}
 
     def _raise_not_finite(self, what: str, value: Any) -> None:
         raise ValueError(
