@@ -512,16 +512,16 @@ class TargetVelocity(TaskFamily):
         return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        effort = features[1] if features.ndim == 1 else features[..., 1]
-        return -self._error(features, tasks) - self._cost * effort
+        if features.ndim == tasks.ndim == 1:  # the same float32 arithmetic for one step, with scalars, which are fast
+            return -abs(features[0] - tasks[0]) - self._cost * features[1]
+        return -self._errors(features, tasks) - self._cost * features[..., 1]
 
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
-        return self._error(features, tasks) <= self.tolerance
-
-    def _error(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        # The same float32 arithmetic for one step (scalars, which are fast) and for a batch.
         if features.ndim == tasks.ndim == 1:
-            return abs(features[0] - tasks[0])
+            return abs(features[0] - tasks[0]) <= self.tolerance
+        return self._errors(features, tasks) <= self.tolerance
+
+    def _errors(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return np.abs(features[..., 0] - np.asarray(tasks, dtype=np.float32)[..., 0])
 
 
