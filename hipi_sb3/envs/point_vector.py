@@ -307,8 +307,10 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         steps = DT * moves
         for before, after in pairwise(path):
             np.add(before, steps, after)  # one by one, because that is how the substeps round
-        # The far border belongs to the last square.
-        squares = np.floor(path) - (path == self._far_border)
+        squares = np.floor(path)
+        on_border = path == self._far_border
+        if np.count_nonzero(on_border):
+            squares -= on_border  # the far border belongs to the last square
         rare, in_table = None, np.abs(squares[-1] - squares[0]) <= 1
         if np.count_nonzero(in_table) < in_table.size:  # rounding took a point from one border across the next
             rare = np.flatnonzero(~in_table.all(axis=0))
