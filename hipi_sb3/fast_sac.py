@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
-from torch import nn
 
-from hipi_sb3.layers import Layers
+from hipi_sb3.layers import Layers, PairInputs, is_flat
 
 
 class FastSAC(SAC):
@@ -38,7 +36,7 @@ class FastSAC(SAC):
         networks = [self.actor.latent_pi, *self.critic.q_networks]
         self._is_fast = (
             not self.use_sde
-            and all(_is_flat(network.features_extractor) for network in (self.actor, self.critic, self.critic_target))
+            and all(is_flat(network.features_extractor) for network in (self.actor, self.critic, self.critic_target))
             and all(Layers.knows(network) for network in networks)
             and all(is_plain_adam(optimizer) for optimizer in optimizers if optimizer is not None)
         )
@@ -202,11 +200,11 @@ class PolicySample:
     a distribution object: a = tanh(u), u = mu + sigma epsilon, log pi = log N(u) - sum log(1 - a^2).
 
     :param actor: SAC's actor
-    :param features: flat observations, (batch_size, n)
+    :param features: flat observations, (batch_size, n), or those of pairs
     :param deterministic: epsilon = 0: the action that the mean gives
     """
 
-    def __init__(self, actor: Any, features: th.Tensor, deterministic: bool = False) -> None:
+    def __init__(self, actor: Any, features: th.Tensor | PairInputs, deterministic: bool = False) -> None:
         self.latent_pi, self.mu, self.log_std = Layers(actor.latent_pi), Layers([actor.mu]), Layers([actor.log_std])
         latent = self.latent_pi(features)
         mean, raw = self.mu(latent), self.log_std(latent)
@@ -234,10 +232,3 @@ class PolicySample:
         grad_log_std = (grad_mean * self.deviation - grad_log_prob) * self.is_inside
         grad_latent = self.mu.input_gradient(grad_mean, parameters=True)
         self.latent_pi.backward(grad_latent + self.log_std.input_gradient(grad_log_std, parameters=True))
-
-
-def _is_flat(extractor: nn.Module) -> bool:
-    """Whether a feature extractor only flattens and concatenates."""
-    if isinstance(extractor, CombinedExtractor):
-        return all(type(part) is nn.Flatten for part in extractor.extractors.values())
-    return type(extractor) is FlattenExtractor

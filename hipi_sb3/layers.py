@@ -1,9 +1,11 @@
 """Small networks without autograd: linear layers and activations, and their gradients written out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 
 aten = th.ops.aten
@@ -16,6 +18,38 @@ ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[th.Tensor], th.Tensor], Calla
 }
 
 
+@dataclass(frozen=True)
+class PairInputs:
+    """
+    What a network is given for every row together with every task, without repeating either: its first layer is linear, so
+    that rows and tasks go through it apart and are added.
+
+    :param rows: inputs of the rows in which the task is all zero, (n_rows, n)
+    :param tasks: tasks, (n_tasks, task_dim), or (n_rows, n_tasks, task_dim) where they differ by row
+    :param first: which of the n inputs is the first of the task
+    :param extra: further inputs of each pair, which follow the n, (n_rows * n_tasks, n_extra)
+    """
+
+    rows: th.Tensor
+    tasks: th.Tensor
+    first: int
+    extra: th.Tensor | None = None
+
+    def through(self, layer: nn.Linear) -> th.Tensor:
+        """
+        Outputs of a linear layer.
+
+        :param layer: the layer
+        :return: (n_rows * n_tasks, n_outputs), task by task within each row
+        """
+        n, last = self.rows.shape[1], self.first + self.tasks.shape[-1]
+        of_rows = nn.functional.linear(self.rows, layer.weight[:, :n], layer.bias)
+        of_tasks = nn.functional.linear(self.tasks, layer.weight[:, self.first : last])
+        # (n_rows, 1, n_outputs) + (n_tasks, n_outputs) or (n_rows, n_tasks, n_outputs)
+        outputs = (of_rows[:, None] + of_tasks).flatten(0, 1)
+        return outputs if self.extra is None else outputs.addmm_(self.extra, layer.weight[:, n:].t())
+
+
 class Layers:
     """
     Linear layers and activations one after the other. Each pass keeps what its gradients need; a module, its hooks and the
@@ -26,7 +60,7 @@ class Layers:
 
     def __init__(self, layers: Any) -> None:
         self.layers = list(layers)
-        self.values: list[th.Tensor] = []
+        self.values: list[Any] = []
 
     @staticmethod
     def knows(layers: Any) -> bool:
@@ -38,18 +72,21 @@ class Layers:
         """
         return all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in layers)
 
-    def __call__(self, values: th.Tensor) -> th.Tensor:
+    def __call__(self, values: Any) -> Any:
         """
         Forward pass.
 
-        :param values: inputs, (batch_size, n_inputs)
+        :param values: inputs, (batch_size, n_inputs) or :class:`PairInputs`
         :return: outputs, (batch_size, n_outputs)
         """
         self.values = [values]
         for layer in self.layers:
             kind = type(layer)
             if kind is nn.Linear:
-                values = th.addmm(layer.bias, values, layer.weight.t())
+                if isinstance(values, PairInputs):
+                    values = values.through(layer)
+                else:
+                    values = th.addmm(layer.bias, values, layer.weight.t())
                 self.values.append(values)
             else:
                 ACTIVATIONS[kind][0](values)  # in place: what was there is not needed again
@@ -88,3 +125,15 @@ class Layers:
             if n_below > 0 or inputs:
                 grad = grad @ layer.weight
         return grad
+
+
+def is_flat(extractor: nn.Module) -> bool:
+    """
+    Whether a feature extractor of stable-baselines3 only flattens and concatenates.
+
+    :param extractor: feature extractor
+    :return: whether it does
+    """
+    if isinstance(extractor, CombinedExtractor):
+        return all(type(part) is nn.Flatten for part in extractor.extractors.values())
+    return type(extractor) is FlattenExtractor

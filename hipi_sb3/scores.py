@@ -15,6 +15,8 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
+from hipi_sb3.fast_sac import PolicySample
+from hipi_sb3.layers import Layers, PairInputs, is_flat
 from hipi_sb3.names import lookup
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
@@ -144,6 +146,14 @@ class Learner:
         actions, log_prob = self.policy_sample(observations)
         return self.min_q(observations, actions) - self.entropy_weight * log_prob
 
+    def pair_q(self, pairs: Pairs) -> th.Tensor:
+        """Minimum over the critics of Q(s, a, psi), (batch_size, n_tasks)."""
+        return pairs.untile(self.min_q(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions)))
+
+    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+        """Value of the next state for every task as the Bellman target has it, (batch_size, n_tasks)."""
+        return pairs.untile(self.next_value(pairs.tile_observations(pairs.next_observations)))
+
     def log_prob(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
         """log pi(a | s, psi) of given actions, (n, 1)."""
         actor = self.model.actor
@@ -155,7 +165,44 @@ class Learner:
 
 
 class SACLearner(Learner):
-    """SAC: twin critics with targets, a squashed Gaussian policy, entropy temperature alpha."""
+    """
+    SAC: twin critics with targets, a squashed Gaussian policy, entropy temperature alpha.
+
+    Where its networks are plain ones, observations and tasks go through their first layers apart: neither is repeated.
+    """
+
+    def pair_q(self, pairs: Pairs) -> th.Tensor:
+        inputs = self._pair_inputs(pairs, pairs.observations)
+        if inputs is None:
+            return super().pair_q(pairs)
+        inputs = replace(inputs, rows=th.cat([inputs.rows, pairs.actions], dim=1))
+        return pairs.untile(self._smallest(self.model.critic, inputs))
+
+    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+        inputs = self._pair_inputs(pairs, pairs.next_observations)
+        if inputs is None:
+            return super().pair_next_value(pairs)
+        policy = PolicySample(self.model.actor, inputs)
+        next_q = self._smallest(self.model.critic_target, replace(inputs, extra=policy.actions))
+        return pairs.untile(next_q - self.entropy_weight * policy.log_prob)
+
+    def _pair_inputs(self, pairs: Pairs, observations: TensorObs) -> PairInputs | None:
+        """Flat observations and tasks, apart; None where the networks or the observations are of another kind."""
+        actor, critic = self.model.actor, self.model.critic
+        networks = [actor.latent_pi, *critic.q_networks]
+        extractors = [actor.features_extractor, critic.features_extractor]
+        if actor.use_sde or not all(map(is_flat, extractors)) or not all(map(Layers.knows, networks)):
+            return None
+        no_task = pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])
+        rows = actor.extract_features(pairs.with_task(observations, no_task), actor.features_extractor)
+        first_row = _rows(pairs.with_task(observations, no_task + 1), slice(0, 1))
+        is_task = actor.extract_features(first_row, actor.features_extractor)[0] != rows[0]
+        first = int(is_task.byte().argmax())
+        return PairInputs(rows, pairs.tasks, first)
+
+    @staticmethod
+    def _smallest(critic: Any, inputs: PairInputs) -> th.Tensor:
+        return th.cat([Layers(network)(inputs) for network in critic.q_networks], dim=1).min(dim=1, keepdim=True).values
 
 
 class TQCLearner(Learner):
@@ -275,7 +322,7 @@ def q_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
     R = min over the critics of Q(s, a, psi): no look at the realised s', so no hindsight bias.
     """
-    return pairs.untile(learner.min_q(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions)))
+    return learner.pair_q(pairs)
 
 
 def td_score(learner: Learner, pairs: Pairs) -> th.Tensor:
@@ -283,8 +330,7 @@ def td_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     R = r_psi + gamma (1 - d_psi) V(s', psi): the learner's own Bellman target. It holds the exact reward from the first step
     on, and picks lucky outcomes where the dynamics are noisy.
     """
-    next_value = pairs.untile(learner.next_value(pairs.tile_observations(pairs.next_observations)))
-    return _bellman(learner.gamma, pairs, next_value)
+    return _bellman(learner.gamma, pairs, learner.pair_next_value(pairs))
 
 
 def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:

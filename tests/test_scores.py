@@ -34,11 +34,11 @@ NAMES = ["q", "td", "advantage", "paper"]
 # -- the reference example ------------------------------------------------------------------------------------------
 
 
-class TableLearner:
+class TableLearner(Learner):
     """A learner whose networks return the numbers of the reference example. Observations are the row's number."""
 
     gamma = GAMMA
-    alpha = 0.0
+    alpha = 0.0  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.model: Any = SimpleNamespace(policy=SimpleNamespace(training=False))
@@ -190,6 +190,7 @@ class MeanAction:
         from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution as Distribution
 
         monkeypatch.setattr(Distribution, "sample", lambda self: self.mode())
+        monkeypatch.setattr(th, "randn_like", th.zeros_like)
 
 
 @pytest.mark.parametrize("flatten", [False, True])
@@ -346,3 +347,31 @@ def test_an_unknown_score_suggests_the_nearest_and_lists_the_valid_ones() -> Non
     with pytest.raises(ValueError, match=r"Unknown score 'papre'. Did you mean 'paper'\?") as error:
         score_pairs(make_learner(small_sac()), "papre", random_pairs(1, 1))
     assert all(repr(name) in str(error.value) for name in KEY_TO_SCORE)
+
+
+@pytest.mark.parametrize("score", ["q", "td"])
+@pytest.mark.parametrize("per_row", [False, True], ids=["shared tasks", "tasks by row"])
+@pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
+def test_neither_rows_nor_tasks_are_repeated_where_the_networks_are_plain(
+    score: str, per_row: bool, flatten: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs = small_sac(flatten), random_pairs(5, 3, flatten, per_row)
+    found = []
+    for learner in (SACLearner(model), Learner(model)):
+        th.manual_seed(0)
+        found.append(score_pairs(learner, score, pairs))
+    assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+    monkeypatch.setattr(Pairs, "tile", None)
+    score_pairs(SACLearner(model), score, pairs)
+    with pytest.raises(TypeError, match="not callable"):
+        score_pairs(Learner(model), score, pairs)
+
+
+def test_networks_of_another_kind_are_scored_pair_by_pair() -> None:
+    model, pairs = small_sac(policy_kwargs={"net_arch": [8], "activation_fn": th.nn.ELU}), random_pairs(5, 3)
+    found = []
+    for learner in (SACLearner(model), Learner(model)):
+        th.manual_seed(0)
+        found.append(score_pairs(learner, "td", pairs))
+    assert th.equal(*found)
