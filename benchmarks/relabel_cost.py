@@ -2,19 +2,32 @@
 
     OMP_NUM_THREADS=1 python benchmarks/relabel_cost.py --json benchmarks/results/relabel_cost.json
 
-The time of ``sample`` with all rows relabeled, less that of ``sample`` without relabeling, over the rows: once with labels
-that are used one time, so that every row is scored, and once with the default of ``label_reuse``. Nets of 256 x 256, 21
-inputs, 6 actions.
+The time of ``sample`` with all rows relabeled, less that of ``sample`` without relabeling, over the rows: once with rows that
+are scored for each label, and once with the default of ``label_reuse``. Nets of 256 x 256, 21 inputs, 6 actions. Then what it
+saves to send observations and tasks through the first layers apart instead of repeating both for every pair, on the sizes of
+a half cheetah and of a humanoid.
 """
 
 import pathlib
 import sys
+import time
+from functools import partial
 from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from benchmarks.core_speed import unbounded
 from benchmarks.gradient_speed import learner
-from benchmarks.measuring import interval_of_median, parser, run, show, take_turns
+from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
+from hipi_sb3 import HIPISAC
+from hipi_sb3.layout import TaskLayout
+from hipi_sb3.scores import Learner, Pairs, SACLearner, score_pairs
 
 #: Scored pairs in one measurement: few turns where a call takes seconds.
 PAIRS = 3_000_000
@@ -36,7 +49,7 @@ def measure(candidates: list[int], batch_sizes: list[int], most_turns: int, n_tr
             functions = {name: (lambda b=buffer, k=batch_size: b.sample(k)) for name, buffer in buffers.items()}
             reuse = reused.replay_buffer.label_reuse
             seconds = take_turns({name: functions[name] for name in ("none", "once")}, turns, calls=1)
-            # A turn is as many calls as a label is used, because they share the cost of one.
+            # A turn is as many calls as a row is used, because they share the cost of scoring it once.
             seconds["reused"] = take_turns({"reused": functions["reused"]}, max(2, turns // 4), calls=reuse)["reused"]
             bare = seconds["none"].mean()
             cell = {
@@ -50,6 +63,35 @@ def measure(candidates: list[int], batch_sizes: list[int], most_turns: int, n_tr
     return {"cells": results}
 
 
+def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str, Any]:
+    """Time of scores whose observations and tasks are repeated for every pair, over that of those that are kept apart."""
+    results: dict[str, Any] = {}
+    print("\nscores with rows and tasks repeated / apart, processor time")
+    for name, n_inputs, n_actions in (("half cheetah", 20, 6), ("humanoid", 348, 17)):
+        observation_space = spaces.Dict(observation=unbounded(n_inputs), task=unbounded(1))
+        env = SpacesOnly(observation_space, spaces.Box(-1.0, 1.0, (n_actions,), np.float32))
+        # DictReplayBuffer: nothing is sampled, and it needs no tasks.
+        model = HIPISAC("MultiInputPolicy", env, replay_buffer_class=DictReplayBuffer, buffer_size=1, device="cpu", seed=0)
+        rows = [{"observation": th.randn(batch_size, n_inputs), "task": th.zeros(batch_size, 1)} for _ in range(2)]
+        numbers = (th.randn(n_tasks, 1), th.randn(batch_size, n_tasks), th.zeros(batch_size, n_tasks, dtype=th.bool))
+        pairs = Pairs(*rows, th.rand(batch_size, n_actions), *numbers, with_task=TaskLayout("task", 1).put)
+        for score in ("td", "q"):
+            learners = {"apart": SACLearner(model), "repeated": Learner(model)}
+            functions = {kind: partial(score_pairs, learners[kind], score, pairs) for kind in learners}
+            seconds = take_turns(functions, turns, calls=2, clock=time.process_time)
+            results[f"{name}, {score}"] = ratio(seconds["repeated"], seconds["apart"])
+            show(f"  {name}, score {score}, {batch_size} rows, {n_tasks} candidates", results[f"{name}, {score}"])
+    return {"repeated_over_apart": results}
+
+
+class SpacesOnly(gym.Env):
+    """An environment that is never stepped."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--candidates", type=int, nargs="+", default=[8, 32, 128, 256, 1024])
@@ -57,7 +99,8 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=30, help="most turns of a cell")
     args = options.parse_args()
     sizes = ([2, 4], [8], 3, 100) if args.quick else (args.candidates, args.batch_sizes, args.turns, 2000)
-    run("relabel_cost.py", args, lambda: measure(*sizes))
+    pairs = (sizes[2], 8, 4) if args.quick else (sizes[2], 128, 32)
+    run("relabel_cost.py", args, lambda: measure(*sizes) | measure_first_layers(*pairs))
 
 
 if __name__ == "__main__":
