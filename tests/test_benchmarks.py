@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmarks import measuring
+from benchmarks import ablation, measuring
+from zoo import benchmark
+from zoo.comparison import summarize
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -47,7 +50,7 @@ def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
 
 
 def test_make_bench_runs_every_benchmark_but_the_tables_of_learning():
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", "bc_table", "bc_speed"}
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", "bc_table", "bc_speed", "ablation"}
     assert set(BENCHMARKS) == scripts
 
 
@@ -61,9 +64,37 @@ def test_candidates_take_turns_and_ratios_have_intervals_around_the_median():
     assert interval["low"] <= interval["median"] == 3.5 <= interval["high"]
 
 
-@pytest.mark.parametrize("name", ["bc_table", "bc_speed"])
+@pytest.mark.parametrize("name", ["bc_table", "bc_speed", "ablation"])
 def test_what_make_bench_leaves_out_says_what_it_does(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"benchmarks.{name}").main()
-    assert "--json" in capsys.readouterr().out
+    assert re.search("--json|--show", capsys.readouterr().out)
+
+
+def test_the_ablation_varies_methods_of_the_launcher_and_says_what_they_are():
+    for matrix in ablation.MATRICES.values():
+        assert set(matrix.methods) <= set(ablation.LABELS) and "hipi" in matrix.methods
+        assert set(matrix.methods) <= set(benchmark.KEY_TO_METHOD)
+        assert matrix.n_timesteps % matrix.eval_freq == 0  # so that the last evaluation is that of the end
+
+
+def test_the_table_of_the_ablation_marks_differences_whose_interval_leaves_out_zero():
+    steps, seeds = (5, 10), range(5)
+    frame = pd.DataFrame(
+        {
+            "method": method,
+            "env": "E",
+            "seed": seed,
+            "timesteps": step,
+            "success": value + 0.01 * seed * step,
+            "mean_return": 0.0,
+        }
+        | {"wall_seconds": 1.0, "cpu_seconds": 1.0}
+        for method, value in (("none", 0.0), ("hipi", 0.5), ("hipi_q", 0.51))
+        for seed in seeds
+        for step in steps
+    )
+    rows = {line.split("|")[1].strip(): line for line in ablation.markdown(summarize(frame, 0.5)).splitlines()}
+    assert "| 0.70 [" in rows["**HIPI** (the defaults)"] and "| 0.65 |" in rows["**HIPI** (the defaults)"]
+    assert "**-0.50 [" in rows["no relabeling"] and "| +0.01 [" in rows["score: q"]

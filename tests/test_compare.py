@@ -55,6 +55,21 @@ def test_a_broken_cell_does_not_stop_the_others(compared):
     assert {"iqm", "area", "steps_to_threshold", "wall_seconds", "cpu_seconds"} <= set(summary["results"][0])
 
 
+def test_a_cell_draws_no_picture_and_reports_its_last_evaluation(compared):
+    cell = compared[0] / "PointFourRooms-v0/hipi/seed0"
+    assert not list(cell.rglob("trajectories.png"))
+    report = json.loads(next(cell.rglob("task_evaluation.json")).read_text())
+    with np.load(next(cell.rglob("evaluations.npz"))) as data:
+        assert data["timesteps"].tolist() == [60, 120]
+        assert np.ravel(report["returns"]).tolist() == data["results"][-1].tolist()
+
+
+def test_the_summary_names_the_commits_of_the_runs(compared):
+    frame = pd.read_csv(compared[0] / "evaluations.csv", keep_default_na=False)
+    summary = json.loads((compared[0] / "summary.json").read_text())
+    assert summary["commit"] == " ".join(sorted(set(frame["commit"])))
+
+
 def test_finished_cells_are_not_run_again_and_broken_ones_are(compared, monkeypatch, capsys):
     folder, _ = compared
     ran = []
