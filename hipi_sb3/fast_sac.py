@@ -28,6 +28,7 @@ class FastSAC(SAC):
     :class:`~hipi_sb3.layers.Layers` does not know), the update of stable-baselines3 runs as it is.
     """
 
+    _is_fast = False
     _losses: dict[str, th.Tensor] | None = None
 
     def _setup_model(self) -> None:

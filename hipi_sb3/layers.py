@@ -65,12 +65,12 @@ class Layers:
     @staticmethod
     def knows(layers: Any) -> bool:
         """
-        Whether all layers are linear or known activations.
+        Whether all layers are linear ones with a bias or known activations.
 
         :param layers: layers
         :return: whether they are
         """
-        return all(type(layer) is nn.Linear or type(layer) in ACTIVATIONS for layer in layers)
+        return all(type(layer) in ACTIVATIONS or (type(layer) is nn.Linear and layer.bias is not None) for layer in layers)
 
     def __call__(self, values: Any) -> Any:
         """

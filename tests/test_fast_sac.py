@@ -122,6 +122,7 @@ def test_gradients_without_autograd_are_those_of_autograd(activation: type[th.nn
 def test_layers_say_which_networks_they_know() -> None:
     assert Layers.knows(th.nn.Sequential(th.nn.Linear(2, 2), th.nn.Tanh()))
     assert not Layers.knows(th.nn.Sequential(th.nn.Linear(2, 2), th.nn.Dropout()))
+    assert not Layers.knows([th.nn.Linear(2, 2, bias=False)])
     # A residual layer, say, is no plain linear one.
     assert not Layers.knows([type("Residual", (th.nn.Linear,), {})(2, 2)])
 
