@@ -3,7 +3,8 @@
     python benchmarks/ablation.py --jobs 2     # some eight CPU hours; killed, it goes on where it was
     python benchmarks/ablation.py --show       # the committed results as Markdown
 
-Two matrices of ``zoo/benchmark.py``: mazes with goals, where HER applies, and two families without goals, where it does not.
+Three matrices of ``zoo/benchmark.py``: two mazes with goals, where HER applies, and two families without goals, where it does
+not.
 The base is ``hipi``, the defaults of HIPIReplayBuffer; every other row changes what its name says. SAC with the settings of
 ``hyperparams/hipi_sac.yml``; 50 fixed goals, or all tasks of the finite family, and greedy actions in every evaluation.
 """
@@ -66,11 +67,20 @@ class Matrix:
 
 
 MATRICES = {
-    "goals": Matrix(
-        ("PointFourRooms-v0", "PointFourRoomsPaper-v0"),
+    "four_rooms": Matrix(
+        ("PointFourRooms-v0",),
         (
             *("none", "random", "her_final", "her_future", "hipi", "hipi_commanded", "hipi_achieved", "hipi_own_future"),
             *("hipi_q", "hipi_paper", "hipi_t01", "hipi_ess8"),
+        ),
+        n_timesteps=10_000,
+        eval_freq=2500,
+    ),
+    "four_rooms_paper": Matrix(
+        ("PointFourRoomsPaper-v0",),
+        (
+            *("none", "random", "her_final", "her_future", "hipi", "hipi_commanded", "hipi_achieved", "hipi_own_future"),
+            *("hipi_q", "hipi_t01", "hipi_ess8"),
         ),
         n_timesteps=10_000,
         eval_freq=2500,
@@ -142,7 +152,7 @@ def _signed(difference: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true", help="run nothing, print the committed results as Markdown")
-    parser.add_argument("--only", choices=list(MATRICES), help="one of the two matrices")
+    parser.add_argument("--only", choices=list(MATRICES), help="one of the matrices")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each cell (default: %(default)s)")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "logs" / "ablation", help="where the runs go")
