@@ -1,6 +1,6 @@
 """The table that the defaults of relabeling come from: one factor varied at a time from a common base, five seeds each.
 
-    python benchmarks/ablation.py --jobs 2     # some eight CPU hours; killed, it goes on where it was
+    python benchmarks/ablation.py --jobs 2     # some four CPU hours; killed, it goes on where it was
     python benchmarks/ablation.py --show       # the committed results as Markdown
 
 Three matrices of ``zoo/benchmark.py``: two mazes with goals, where HER applies, and two families without goals, where it does
