@@ -163,7 +163,7 @@ def _check_functions(family: TaskFamily, features: np.ndarray, tasks: np.ndarray
 
 
 def _check_what_step_returned(family: TaskFamily, steps: list[dict[str, Any]]) -> list[str]:
-    """The reward and the termination that were experienced against those that relabeling would compute."""
+    """Reward, termination and success that were experienced against those that relabeling would compute."""
     problems = []
     for i, step in enumerate(steps):
         expected = float(family.reward(step["features"], step["task"]))
@@ -180,6 +180,14 @@ def _check_what_step_returned(family: TaskFamily, steps: list[dict[str, Any]]) -
             problems.append(
                 f"At step {i} the environment returned terminated={bool(step['terminated'])}, but the family says {ends}: "
                 "relabeled rows would end where experienced ones do not."
+            )
+            break
+    for i, step in enumerate(steps):
+        solved = family.success(step["features"], step["task"])
+        if step["is_success"] is not None and solved is not None and bool(solved) != bool(step["is_success"]):
+            problems.append(
+                f"At step {i} info['is_success'] is {bool(step['is_success'])}, but the family says {bool(solved)}: results "
+                "would count other successes than relabeling does."
             )
             break
     if any(not np.array_equal(step["task"], step["task_after"]) for step in steps):

@@ -21,6 +21,10 @@ from gymnasium import spaces
 FeatureFn = Callable[[gym.Env, Any, Any, Any, Any, dict[str, Any]], np.ndarray]
 
 
+#: Reward of a goal that is not reached, and of one that is.
+_REWARDS_OF_REACHED = np.array([-1.0, 0.0], dtype=np.float32)
+
+
 class TaskFamily(ABC):
     """
     A set of tasks in one environment, with their prior and their rewards.
@@ -148,6 +152,8 @@ class TaskFamily(ABC):
         :param tasks: tasks, (..., task_dim); leading axes broadcast against those of the features
         :return: booleans, (...,)
         """
+        if np.ndim(features) == np.ndim(tasks) == 1:
+            return np.zeros((), dtype=bool)  # as below, without its cost in every step of an environment
         return np.zeros(np.broadcast_shapes(np.shape(features)[:-1], np.shape(tasks)[:-1]), dtype=bool)
 
     def achieved(self, features: np.ndarray) -> np.ndarray:
@@ -169,6 +175,25 @@ class TaskFamily(ABC):
         :return: booleans, (...,), or None where the family has no such notion
         """
         return None
+
+    def judge(self, features: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """
+        :meth:`reward`, :meth:`terminated` and :meth:`success` of a step: environments ask for all three.
+
+        Override it where they share work. A subclass that overrides one of the three and not this method gets this one back,
+        which asks them: an inherited short cut would not know of the change.
+
+        :param features: features, (..., feature_dim)
+        :param tasks: tasks, (..., task_dim); leading axes broadcast against those of the features
+        :return: rewards, (...,), booleans, (...,), and booleans, (...,), or None
+        """
+        return self.reward(features, tasks), self.terminated(features, tasks), self.success(features, tasks)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        judgements = {"judge", "reward", "terminated", "success"}
+        if "judge" not in vars(next(base for base in cls.__mro__ if judgements & vars(base).keys())):
+            cls.judge = TaskFamily.judge  # type: ignore[method-assign]
 
     # -- checks -------------------------------------------------------------------------------------------------------
 
@@ -237,7 +262,40 @@ class TaskFamily(ABC):
 # -- goals ------------------------------------------------------------------------------------------------------------
 
 
-class GoalReaching(TaskFamily):
+class _Reaching(TaskFamily):
+    """
+    What families of goals share: reward 0 where the goal is reached, and -1 elsewhere.
+
+    Subclasses set ``terminate``, whether reaching it ends the task, and ``position``, where it is read; ``_reached`` says what
+    counts.
+    """
+
+    terminate: bool
+    position: np.ndarray | FeatureFn
+
+    @abstractmethod
+    def _reached(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        """Whether goals are reached: features (..., feature_dim), tasks (..., task_dim) -> bool (...,)."""
+
+    def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
+        return _read_position(self.position, env, obs, action, next_obs, reward, info)
+
+    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return _REWARDS_OF_REACHED.take(self._reached(features, tasks))
+
+    def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        reached = self._reached(features, tasks)
+        return reached if self.terminate else np.zeros_like(reached)
+
+    def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
+        return self._reached(features, tasks)
+
+    def judge(self, features: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        reached = self._reached(features, tasks)
+        return _REWARDS_OF_REACHED.take(reached), reached.copy() if self.terminate else np.zeros_like(reached), reached
+
+
+class GoalReaching(_Reaching):
     """
     Reach a goal: reward 0 within ``radius`` of it, where the task ends, and -1 elsewhere. psi is the goal.
 
@@ -267,27 +325,14 @@ class GoalReaching(TaskFamily):
         self.terminate = terminate
         self.position = _position(position, goal_space.shape[0])
 
-    def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
-        return _read_position(self.position, env, obs, action, next_obs, reward, info)
-
-    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return self._reached(features, tasks).astype(np.float32) - 1.0
-
-    def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        reached = self._reached(features, tasks)
-        return reached if self.terminate else np.zeros_like(reached)
-
     def achieved(self, features: np.ndarray) -> np.ndarray:
         return features
-
-    def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
-        return self._reached(features, tasks)
 
     def _reached(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return _squared_distance(features, tasks) <= self.radius**2
 
 
-class GoalMargin(TaskFamily):
+class GoalMargin(_Reaching):
     """
     Reach a goal to within a tolerance that is part of the task: psi = (goal, tolerance).
 
@@ -325,22 +370,9 @@ class GoalMargin(TaskFamily):
         self.terminate = terminate
         self.position = _position(position, self.goal_dim)
 
-    def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
-        return _read_position(self.position, env, obs, action, next_obs, reward, info)
-
-    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return self._reached(features, tasks).astype(np.float32) - 1.0
-
-    def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        reached = self._reached(features, tasks)
-        return reached if self.terminate else np.zeros_like(reached)
-
     def achieved(self, features: np.ndarray) -> np.ndarray:
         tolerance = np.full((*features.shape[:-1], 1), 0.5 * self.max_tolerance, dtype=np.float32)
         return np.concatenate([features, tolerance], axis=-1)
-
-    def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
-        return self._reached(features, tasks)
 
     def _reached(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         tasks = np.asarray(tasks, dtype=np.float32)
@@ -440,6 +472,9 @@ class FiniteTasks(TaskFamily):
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
         return self.family.success(features, self._parameter(tasks))
 
+    def judge(self, features: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        return self.family.judge(features, self._parameter(tasks))
+
     def _parameter(self, tasks: np.ndarray) -> np.ndarray:
         return self.parameters[np.argmax(tasks, axis=-1)]
 
@@ -491,19 +526,18 @@ class TargetVelocity(TaskFamily):
         super().__init__(_box([low], [high]), feature_dim=2)
         self.velocity = velocity
         self.action_cost = float(action_cost)
-        self._cost = np.float32(action_cost)
         self.tolerance = float(tolerance)
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
-        if isinstance(self.velocity, str):
-            if self.velocity not in info:
+        if callable(self.velocity):
+            velocity: Any = self.velocity(env, obs, action, next_obs, reward, info)
+        else:
+            velocity = info.get(self.velocity)
+            if velocity is None:
                 raise KeyError(
                     f"TargetVelocity reads info[{self.velocity!r}], but the environment's info has {sorted(info)}. "
                     "Pass velocity=<another key> or a function."
                 )
-            velocity = info[self.velocity]
-        else:
-            velocity = self.velocity(env, obs, action, next_obs, reward, info)
         if not isinstance(velocity, float):
             velocity = np.asarray(velocity).item()
         features = np.empty(2, np.float32)
@@ -512,17 +546,20 @@ class TargetVelocity(TaskFamily):
         return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        if features.ndim == tasks.ndim == 1:  # the same float32 arithmetic for one step, with scalars, which are fast
-            return -abs(features[0] - tasks[0]) - self._cost * features[1]
-        return -self._errors(features, tasks) - self._cost * features[..., 1]
+        return -self._errors(features, tasks) - self.action_cost * features[..., 1].astype(np.float64)
 
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
-        if features.ndim == tasks.ndim == 1:
-            return abs(features[0] - tasks[0]) <= self.tolerance
         return self._errors(features, tasks) <= self.tolerance
 
+    def judge(self, features: np.ndarray, tasks: np.ndarray) -> tuple[Any, Any, Any]:
+        if features.ndim == tasks.ndim == 1:  # one step: the same arithmetic with Python's numbers, which are fast
+            velocity, energy = features.tolist()
+            error = abs(velocity - tasks.item())
+            return -error - self.action_cost * energy, False, error <= self.tolerance
+        return super().judge(features, tasks)
+
     def _errors(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return np.abs(features[..., 0] - np.asarray(tasks, dtype=np.float32)[..., 0])
+        return np.abs(features[..., 0].astype(np.float64) - tasks[..., 0])
 
 
 # -- anything else ----------------------------------------------------------------------------------------------------

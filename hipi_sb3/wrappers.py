@@ -45,7 +45,6 @@ class MultiTaskWrapper(gym.Wrapper):
             )
         self.task_family = family
         self._feature_shape = (family.feature_dim,)
-        self._tasks_end = type(family).terminated is not TaskFamily.terminated
         self.flatten = flatten
         if flatten:
             assert isinstance(inner, spaces.Box)
@@ -112,21 +111,20 @@ class MultiTaskWrapper(gym.Wrapper):
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
                 f"expected ({family.feature_dim},)."
             )
-        # The sum of squares is NaN if an entry is, and much cheaper to test on a short vector.
-        if math.isnan(features.dot(features)):
+        # The sum is NaN if an entry is, and rarely else: cheap, because features are few.
+        if math.isnan(sum(features.tolist())) and np.isnan(features).any():
             self._raise_not_finite("features", features)
-        reward = float(family.reward(features, task))
+        judged, ends, success = family.judge(features, task)
+        reward = float(judged)
         if not math.isfinite(reward):
             self._raise_not_finite("reward", reward)
         env_terminated = bool(env_terminated)
-        terminated = env_terminated or (self._tasks_end and bool(family.terminated(features, task)))
         shown = task.copy()
-        info = {**info, "task": shown, "task_features": features, "env_terminated": env_terminated}
-        success = family.success(features, task)
+        info["task"], info["task_features"], info["env_terminated"] = shown, features, env_terminated
         if success is not None:
             info["is_success"] = bool(success)
         self._inner_obs = next_obs
-        return self._observation(next_obs, shown), reward, terminated, bool(truncated), info
+        return self._observation(next_obs, shown), reward, env_terminated or bool(ends), bool(truncated), info
 
     def _observation(self, obs: Any, task: np.ndarray) -> Any:
         if self.flatten:

@@ -68,6 +68,12 @@ class DoublePrecision(GoalReaching):
         return super().sample(rng, n).astype(np.float64)
 
 
+class JudgesSuccessWrongly(GoalReaching):
+    def judge(self, features, tasks):
+        reward, terminated, success = super().judge(features, tasks)
+        return reward, terminated, ~success
+
+
 def family(reward=right_reward, **kwargs):
     return CallableTasks(spaces.Box(-5, 5, shape=(1,), dtype=np.float32), 1, features=phi, reward=reward, **kwargs)
 
@@ -107,6 +113,7 @@ def test_nothing_is_said_of_a_right_family(tasks):
         (family(sample=unseeded, log_prior=wrong_prior), r"log_prior(tasks) returned shape (100, 1)"),
         (family(achieved=missed_goal, success=near), "transitions do not succeed at the task that achieved() says"),
         (family(success=never), "Success was not reached once in 500 steps of random actions"),
+        (JudgesSuccessWrongly([-1], [1], 0.1), "info['is_success'] is True, but the family says False"),
         (TargetVelocity(0.0, 1.0), "KeyError"),
         (GoalReaching([0], [1], 0.1, position=(40,)), "IndexError"),
     ],

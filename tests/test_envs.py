@@ -265,17 +265,17 @@ def test_half_cheetah_is_rewarded_for_the_velocity_it_is_told():
 
 
 def naive_step(walls, position, action):
-    """The rule as it is written down: ten substeps, each axis on its own, undone where it is blocked."""
-    position = position.copy()
+    """The rule as it is written down: ten substeps, each axis on its own, not taken where it is blocked."""
+    start, taken = position, np.zeros(2)
     for _ in range(10):
         for axis in range(2):
-            moved = position.copy()
-            moved[axis] += (1.0 / 10) * action[axis]
+            tried = taken + np.eye(2)[axis]
+            moved = start + tried * (action / 10)
             if np.any(moved < 0) or np.any(moved > walls.shape):
                 continue
             cell = np.minimum(np.floor(moved).astype(int), np.array(walls.shape) - 1)
             if not walls[tuple(cell)]:
-                position = moved
+                position, taken = moved, tried
     return position
 
 
@@ -303,6 +303,25 @@ def test_steps_equal_a_naive_reference_exactly():
             assert (env._x, env._y) == tuple(position)
             assert_array_equal(obs, position.astype(np.float32))
             assert env.observation_space.contains(obs)
+
+
+def test_whole_moves_from_square_to_square_do_not_drift():
+    env = PointEnv("open")
+    env.reset(seed=0)
+    for action in ((1, 1), (1, 0), (-1, 1), (0, -1), (1, 1), (-1, -1)) * 50:
+        env.step(np.array(action, dtype=np.float32))
+        assert (env._x, env._y) == (round(env._x), round(env._y))
+
+
+def test_the_grid_point_stays_on_its_grid_and_is_stopped_by_walls():
+    env = gym.make("PointFourRoomsGrid-v0").unwrapped
+    env.reset(seed=0)
+    down, up, right, left = range(4)
+    # Axis 0 goes from 0 to 14, where the wall of the four rooms begins at 15; axis 1 cannot go below 0.
+    for action, expected in ((down, (14, 0)), (left, (14, 0)), (right, (14, 14)), (up, (0, 14))):
+        for _ in range(20):
+            obs, *_ = env.step(action)
+        assert tuple(obs) == expected
 
 
 def test_a_step_moves_by_the_action_where_nothing_is_in_the_way():

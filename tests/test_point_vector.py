@@ -108,13 +108,15 @@ def test_64_of_them_equal_64_single_environments_for_long(env_id):
         assert_same(ours.step(actions), theirs.step(actions))
 
 
-def test_the_walk_is_that_of_the_single_environment_from_anywhere_in_any_map():
+@pytest.mark.parametrize("n_substeps", [1, 3, 10])
+def test_the_walk_is_that_of_the_single_environment_from_anywhere_in_any_map(n_substeps):
     rng = np.random.default_rng(0)
     for walls in (rng.random((6, 9)) < 0.4, np.zeros((2, 2)), [[0, 1], [1, 0]]):
         for cell_size in (1, 2):
             walls = np.array(walls, dtype=bool)
             walls[0, 0] = False
             single = PointEnv(walls, cell_size=cell_size)
+            single.n_substeps = n_substeps
             free = np.argwhere(~single.walls)
             starts = free[rng.integers(len(free), size=800)] + rng.choice([0, 0.5, 1 - 2**-52, rng.random()], (800, 2))
             # Some on the far border, which belongs to the last square.
@@ -131,11 +133,18 @@ def test_the_walk_is_that_of_the_single_environment_from_anywhere_in_any_map():
 
 
 def test_the_table_of_blocked_moves_has_the_cases_that_one_can_draw():
+    table, weights, first = taken_substeps(10)
+
+    def taken(squares_x, squares_y, walls):
+        return table[:, int(np.sum(weights * np.transpose([squares_x, squares_y]))) + first + walls].tolist()
+
+    stays, leaves_2, leaves_4, leaves_6 = [3] * 11, [3] * 2 + [4] * 9, [5] * 4 + [4] * 7, [0] * 6 + [-1] * 5
     # A free way; walls on both sides from the first substep on; a door along axis 1 that opens after three substeps.
-    table = taken_substeps().reshape(12, 12, 8, 2)
-    assert table[4, 6, 0].tolist() == [10, 10]
-    assert table[1, 1, 0b111].tolist() == [0, 0]
-    assert table[2, 4, 0b001].tolist() == [1 + (10 - 4), 10]
+    assert taken(leaves_4, leaves_6, 0) == taken(stays, stays, 0b111) == [10, 10]
+    assert taken([3] + [4] * 10, [3] + [2] * 10, 0b111) == [0, 0]
+    assert taken(leaves_2, leaves_4, 0b001) == [1 + (10 - 4), 10]
+    # Rounding took the last substep into a third square.
+    assert np.isnan(taken([3] + [2] * 9 + [1], stays, 0)).all()
 
 
 def test_it_keeps_to_gymnasiums_contract():

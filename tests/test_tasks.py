@@ -150,6 +150,54 @@ def test_leading_axes_broadcast_and_every_pair_equals_its_single_value(family):
 
 
 @each_family
+def test_judging_a_step_says_what_the_three_methods_say(family):
+    rng = np.random.default_rng(4)
+    features, tasks = rng.normal(size=(40, family.feature_dim)).astype(np.float32), family.sample(rng, 40)
+    for arguments in [(features[:, None], tasks), (features, tasks), *zip(features, tasks, strict=True)]:
+        for judged, asked in zip(
+            family.judge(*arguments),
+            (family.reward(*arguments), family.terminated(*arguments), family.success(*arguments)),
+            strict=True,
+        ):
+            assert (judged is None) == (asked is None)
+            assert_array_equal(judged, asked)  # to the last bit
+            assert np.asarray(judged).dtype.kind == np.asarray(asked).dtype.kind
+
+
+class HalfReward(TargetVelocity):
+    def reward(self, features, tasks):
+        return 0.5 * super().reward(features, tasks)
+
+
+class HalfRewardOfHalf(HalfReward):
+    """Overrides nothing."""
+
+
+class NeverSucceeds:
+    def success(self, features, tasks):
+        return np.zeros(np.broadcast_shapes(features.shape[:-1], tasks.shape[:-1]), dtype=bool)
+
+
+class MixedIn(NeverSucceeds, GoalReaching):
+    pass
+
+
+class ShortCut(HalfReward):
+    def judge(self, features, tasks):
+        return 7.0, False, None
+
+
+def test_an_inherited_short_cut_does_not_overrule_an_overridden_method():
+    features, task = np.array([1.0, 2.0], dtype=np.float32), np.array([0.5], dtype=np.float32)
+    assert TargetVelocity(0, 3).judge(features, task)[0] == pytest.approx(-0.6)
+    assert HalfReward(0, 3).judge(features, task)[0] == HalfRewardOfHalf(0, 3).judge(features, task)[0] == pytest.approx(-0.3)
+    assert ShortCut(0, 3).judge(features, task)[0] == 7.0
+    at = np.zeros(2, dtype=np.float32)
+    reward, terminated, success = MixedIn([-1, -1], [1, 1], radius=0.5).judge(at, at)
+    assert (reward, terminated, success) == (0.0, True, False)
+
+
+@each_family
 def test_samples_lie_in_the_task_space_and_have_a_finite_log_prior(family):
     tasks = family.sample(np.random.default_rng(2), 50)
     assert tasks.shape == (50, family.task_dim) and tasks.dtype == np.float32

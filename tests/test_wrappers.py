@@ -282,6 +282,13 @@ def test_a_nan_feature_names_step_and_task():
         env.step(STAY)
 
 
+def test_infinite_features_are_no_nan():
+    env = make(WrongFeatures([np.inf, -np.inf]))
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.step(STAY)
+    assert (reward, terminated) == (-1.0, False) and info["task_features"].tolist() == [np.inf, -np.inf]
+
+
 def test_a_reward_that_is_not_finite_names_step_and_task():
     env = make(CallableTasks(GOALS.task_space, 2, position_features, division_by_the_task))
     env.reset(seed=0, options={"task": [1, 2]})

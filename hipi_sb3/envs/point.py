@@ -40,14 +40,12 @@ MAPS: dict[str, tuple[str, ...]] = {
     "open": ("00000",) * 5,
 }
 
-N_SUBSTEPS = 10
-DT = 1.0 / N_SUBSTEPS
+#: Steps whose noise is drawn at once, an episode of the registered mazes: a call of the generator costs as much as a step.
+NOISE_BLOCK = 75
 
-#: Steps whose noise is drawn at once: a call of the generator costs as much as the rest of the step.
-NOISE_BLOCK = 25
 
-#: Reward of :class:`MazeGoals`, by whether the goal is reached.
-REWARDS = np.array([-1.0, 0.0], dtype=np.float32)
+#: Bounds of a move. As arrays, because NumPy is slow to convert Python's numbers.
+_LOW, _HIGH = np.array(-1.0), np.array(1.0)
 
 
 def load_walls(walls: str | Sequence[Any] | np.ndarray, cell_size: int = 3) -> np.ndarray:
@@ -102,6 +100,8 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 30}
+    #: Substeps of a step, a class attribute: how finely a move is cut that a wall may block.
+    n_substeps = 10
 
     def __init__(
         self,
@@ -191,9 +191,9 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         """
         moves = np.array(actions.T, dtype=np.float64, order="C")
         if noise is not None:
-            moves += self.action_noise * noise
+            moves += np.array(self.action_noise) * noise
         # np.clip costs several times as much on a few numbers.
-        return np.minimum(np.maximum(moves, -1.0, out=moves), 1.0, out=moves)
+        return np.minimum(np.maximum(moves, _LOW, out=moves), _HIGH, out=moves)
 
     def walk(self, x: float, y: float, move_x: float, move_y: float) -> tuple[float, float]:
         """
@@ -205,26 +205,27 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         :param move_y: move along axis 1, at most one unit
         :return: the position after it
         """
-        dx, dy = DT * move_x, DT * move_y
+        n_substeps = self.n_substeps
+        dx, dy = move_x / n_substeps, move_y / n_substeps
         is_wall, height, width = self._is_wall, self._height, self._width
-        # Fast path: all squares between here and the end of the move are free, so no substep can be blocked. The ten
-        # additions are rounded exactly as the substeps would round them.
-        end_x = x + dx + dx + dx + dx + dx + dx + dx + dx + dx + dx
-        end_y = y + dy + dy + dy + dy + dy + dy + dy + dy + dy + dy
+        # Fast path: all squares between here and the end of the move are free, so no substep can be blocked.
+        end_x, end_y = x + n_substeps * dx, y + n_substeps * dy
         if 0.0 <= end_x <= height and 0.0 <= end_y <= width:
             i, j, end_i, end_j = int(x), int(y), int(end_x), int(end_y)
             if -1 <= end_i - i <= 1 and -1 <= end_j - j <= 1:
                 row, end_row = is_wall[i], is_wall[end_i]
                 if not (row[j] or row[end_j] or end_row[j] or end_row[end_j]):
                     return end_x, end_y
-        for _ in range(N_SUBSTEPS):
-            new_x = x + dx
-            if 0.0 <= new_x <= height and not is_wall[int(new_x)][int(y)]:
-                x = new_x
-            new_y = y + dy
-            if 0.0 <= new_y <= width and not is_wall[int(x)][int(new_y)]:
-                y = new_y
-        return x, y
+        # Counted, not added up: what is not rounded ten times lands on the borders that it should, and can be tabulated.
+        now_x, now_y, taken_x, taken_y = x, y, 0, 0
+        for _ in range(n_substeps):
+            new_x = x + (taken_x + 1) * dx
+            if 0.0 <= new_x <= height and not is_wall[int(new_x)][int(now_y)]:
+                now_x, taken_x = new_x, taken_x + 1
+            new_y = y + (taken_y + 1) * dy
+            if 0.0 <= new_y <= width and not is_wall[int(now_x)][int(new_y)]:
+                now_y, taken_y = new_y, taken_y + 1
+        return now_x, now_y
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -349,15 +350,13 @@ class MazeGoals(GoalReaching):
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
         return next_obs.copy()
 
-    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        return REWARDS.take(self._reached(features, tasks))
-
     def _reached(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         # The same float32 arithmetic for one step (scalars, which are fast) and for a batch, so both round alike.
         if features.ndim == 1 and tasks.ndim == 1:
             dx, dy = features[0] - tasks[0], features[1] - tasks[1]
             return dx * dx + dy * dy <= self._radius_squared
-        squares = (features - tasks) ** 2
+        difference = features - tasks
+        squares = difference * difference
         return squares[..., 0] + squares[..., 1] <= self._radius_squared
 
     def _is_allowed(self, x: float, y: float) -> bool:

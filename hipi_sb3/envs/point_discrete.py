@@ -17,10 +17,12 @@ _MOVES_BY_AXIS = np.ascontiguousarray(np.transpose(MOVES))
 
 class GridPointEnv(PointEnv):
     """
-    :class:`~hipi_sb3.envs.point.PointEnv` whose four actions move by one unit along an axis.
+    :class:`~hipi_sb3.envs.point.PointEnv` whose four actions move by one unit along an axis, or not at all into a wall.
 
     :param kwargs: as for ``PointEnv``; there is no action noise
     """
+
+    n_substeps = 1
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

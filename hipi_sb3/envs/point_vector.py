@@ -8,10 +8,8 @@ the noise, the tasks and the reward are those of the single environment, of whic
 To add one: a line at the end of this file and ``vector_entry_point`` in :mod:`hipi_sb3.envs`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +17,12 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from hipi_sb3.envs.point import DT, N_SUBSTEPS, NOISE_BLOCK, PointEnv, make_point_corners, make_point_four_rooms
+from hipi_sb3.envs.point import NOISE_BLOCK, PointEnv, make_point_corners, make_point_four_rooms
 from hipi_sb3.envs.point_discrete import make_point_fixed_goals, make_point_four_rooms_grid
 from hipi_sb3.wrappers import MultiTaskWrapper
+
+#: Arrays, because NumPy is slow to convert Python's numbers.
+_ONE, _TWO = np.array(1), np.array(2)
 
 
 class Outcome(NamedTuple):
@@ -73,7 +74,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.task_family = self.single.task_family
         self._check_single()
         self.num_envs = num_envs
-        self.max_episode_steps = math.inf if max_episode_steps in (None, -1) else max_episode_steps
+        self._step_limit = np.array(np.iinfo(np.int64).max if max_episode_steps in (None, -1) else max_episode_steps)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**self.single.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = self.single.render_mode
@@ -88,23 +89,31 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.zeros(num_envs, dtype=bool)
         self._started = False
+        self._everyone = np.ones(num_envs, dtype=bool)
         self._trails: list[list[tuple[float, float]]] = [[] for _ in range(num_envs)]
 
         # Axes come first and the environments last, so that every line of arithmetic runs over contiguous memory.
         self._positions = np.zeros((2, num_envs))
-        self._noise = np.zeros((2, NOISE_BLOCK, num_envs))
-        self._noise_left = np.zeros(num_envs, dtype=np.int64)
-        self._envs = np.arange(num_envs)
+        self._seen_positions = np.zeros((num_envs, 2), dtype=np.float32)
+        self._noise = np.zeros((num_envs, NOISE_BLOCK, 2))
+        self._noise_left = np.zeros(num_envs, dtype=np.int64)  # numbers, two a step
+        self._noise_rows = np.arange(num_envs) * (2 * NOISE_BLOCK) + np.array([[0], [1]])
         self._set_map()
-        # Of the entry of `taken_substeps` to that of the flat path where a point ends, along either axis.
-        taken = taken_substeps()
-        self._end_x = taken[:, 0] * 2 * num_envs
-        self._end_y = (taken[:, 1] * 2 + 1) * num_envs
 
     def _set_map(self) -> None:
         walls = self.point.walls
         self._far_border = np.repeat(np.array(walls.shape, dtype=np.float64)[:, None], self.num_envs, axis=1)
-        self._walls_ahead, self._walls_weights, self._walls_offset = walls_ahead(walls)
+        self._walls_ahead, to_walls, first_walls = walls_ahead(walls)
+        n_substeps = self.point.n_substeps
+        self._n_substeps = np.array(float(n_substeps))
+        self._substeps = np.arange(n_substeps + 1.0)[:, None, None]
+        self._taken_substeps, to_taken, first_taken = taken_substeps(n_substeps)
+        # The entries of both tables are linear in the squares of the path, so that one product of matrices finds them.
+        weights = np.zeros((2, n_substeps + 1, 2))
+        weights[0, 0], weights[0, -1] = to_walls
+        weights[1] = to_taken
+        self._to_entries = weights.reshape(2, -1)
+        self._first_entries = np.array([[first_walls], [first_taken]])
 
     def _check_single(self) -> None:
         point, name = self.point, type(self.point).__name__
@@ -157,15 +166,18 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._started = True
         indices = np.fromiter(indices, dtype=np.int64)
         self._positions[:, indices] = self.point.start[:, None]
+        self._seen_positions = self._seen_positions.copy()  # those of the last step are in its infos
+        self._seen_positions[indices] = self.point.start
         self._noise_left[indices] = 0
         self._steps[indices] = 0
         self._ended[indices] = False
+        start = tuple(self.point.start.tolist())
         for i in indices.tolist():
             if seeds is not None and seeds[i] is not None:
                 self._generators[i] = seeding.np_random(seeds[i])[0]
             task = self.fixed_tasks[i] if tasks is None or tasks[i] is None else self.task_family.check_task(tasks[i])
             self.tasks[i] = self.task_family.sample(self._generator(i), 1)[0] if task is None else task
-            self._trails[i] = [(float(self.point.start[0]), float(self.point.start[1]))]
+            self._trails[i] = [start]
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -208,8 +220,8 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             )
         outcome = self.advance(actions, resting)
         _, rewards, terminated, truncated, _ = outcome
-        everyone = stepped = np.ones(self.num_envs, dtype=bool)
-        infos: dict[str, Any] = {}
+        stepped = everyone = self._everyone.copy()
+        final_infos: dict[str, Any] = {}
         if resting is not None:
             stepped = ~resting
             rewards *= stepped
@@ -221,13 +233,14 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         elif np.count_nonzero(ended):
             stepped = ~ended
             final_obs, final_info = np.full(self.num_envs, None, dtype=object), self._infos(ended, outcome)
+            final_info |= {"task": np.where(ended[:, None], self.tasks, 0), "_task": ended}
             last = list(iterate(self.observation_space, self.observations()))
             for i in np.flatnonzero(ended):
                 final_obs[i] = last[i]
-            infos = {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
+            final_infos = {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
             self.begin(np.flatnonzero(ended))
-        infos |= self._infos(stepped, outcome)
-        infos |= {"task": self.tasks.copy(), "_task": everyone}
+        infos = final_infos | self._infos(stepped, outcome)
+        infos["task"], infos["_task"] = self.tasks.copy(), everyone
         return self.observations(), rewards, terminated, truncated, infos
 
     def advance(self, actions: np.ndarray, resting: np.ndarray | None = None) -> Outcome:
@@ -242,14 +255,13 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         assert self._started, "Call reset() before step()."
         noise = self._draw_noise(resting) if self.point.action_noise > 0 else None
         self._walk(self.point.displacements(np.asarray(actions), noise))
-        self._steps += 1
+        self._steps += _ONE
         if self.render_mode is not None:
             for trail, (x, y) in zip(self._trails, self._positions.T.tolist(), strict=True):
                 trail.append((x, y))
-        family, features = self.task_family, self._positions.T.astype(np.float32, order="C")
-        rewards = family.reward(features, self.tasks).astype(np.float64)
-        terminated, success = family.terminated(features, self.tasks), family.success(features, self.tasks)
-        return Outcome(features, rewards, terminated, self._steps >= self.max_episode_steps, success)
+        self._seen_positions = features = self._positions.T.astype(np.float32, order="C")
+        rewards, terminated, success = self.task_family.judge(features, self.tasks)
+        return Outcome(features, rewards.astype(np.float64), terminated, self._steps >= self._step_limit, success)
 
     def observations(self) -> Any:
         """
@@ -257,42 +269,40 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
         :return: ``{"observation": (num_envs, 2), "task": (num_envs, task_dim)}``, or both side by side with ``flatten=True``
         """
-        positions = self._positions.T.astype(np.float32, order="C")
         if self.single.flatten:
-            return np.concatenate([positions, self.tasks], axis=1)
-        return {"observation": positions, "task": self.tasks.copy()}
+            return np.concatenate([self._seen_positions, self.tasks], axis=1)
+        return {"observation": self._seen_positions.copy(), "task": self.tasks.copy()}
 
     def _infos(self, mask: np.ndarray, outcome: Outcome) -> dict[str, Any]:
         """Gymnasium's way: under ``_key``, whose values under ``key`` count; the others are 0."""
         n_counted = np.count_nonzero(mask)
         if n_counted == 0:
             return {}
-        infos = {
-            "task": self.tasks.copy(),
-            "task_features": outcome.task_features,
-            "env_terminated": np.zeros(self.num_envs, dtype=bool),
-        }
-        if outcome.is_success is not None:
-            infos["is_success"] = outcome.is_success
+        features, success = outcome.task_features, outcome.is_success
         if n_counted < self.num_envs:
-            infos = {
-                key: np.where(mask if value.ndim == 1 else mask[:, None], value, np.zeros_like(value))
-                for key, value in infos.items()
-            }
-        return {**infos, **{f"_{key}": mask for key in infos}}
+            features = np.where(mask[:, None], features, np.float32(0))
+            success = None if success is None else success & mask
+        infos = {
+            "task_features": features,
+            "_task_features": mask,
+            "env_terminated": np.zeros(self.num_envs, dtype=bool),
+            "_env_terminated": mask,
+        }
+        if success is not None:
+            infos["is_success"], infos["_is_success"] = success, mask
+        return infos
 
     # -- physics --------------------------------------------------------------------------------------------------------
 
     def _draw_noise(self, resting: np.ndarray | None) -> np.ndarray:
         """Noise of this step, (2, num_envs): each environment uses up its block from the end, as the single one does."""
-        empty = self._noise_left == 0
-        if resting is not None:
-            empty &= ~resting
-        for i in np.flatnonzero(empty):
-            self._noise[:, :, i] = self._generator(i).standard_normal((NOISE_BLOCK, 2)).T
-            self._noise_left[i] = NOISE_BLOCK
-        self._noise_left -= 1
-        return self._noise[:, self._noise_left, self._envs]
+        if np.count_nonzero(self._noise_left) < self.num_envs:
+            empty = self._noise_left == 0
+            for i in np.flatnonzero(empty if resting is None else empty & ~resting).tolist():
+                self._generator(i).standard_normal(out=self._noise[i])
+                self._noise_left[i] = 2 * NOISE_BLOCK
+        self._noise_left -= _TWO
+        return self._noise.take(self._noise_left + self._noise_rows)
 
     def _walk(self, moves: np.ndarray) -> None:
         """
@@ -302,34 +312,34 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         substeps count depends on when each axis leaves its square and on the three squares it could get into: all that is
         looked up in tables made by the rule itself.
         """
-        path = np.empty((N_SUBSTEPS + 1, *moves.shape))
-        path[0] = self._positions
-        steps = DT * moves
-        for before, after in pairwise(path):
-            np.add(before, steps, after)  # one by one, because that is how the substeps round
-        squares = np.floor(path)
-        on_border = path == self._far_border
-        if np.count_nonzero(on_border):
+        invalid = np.isnan(moves)
+        if np.count_nonzero(invalid):
+            i = int(np.argmax(invalid.any(axis=0)))
+            raise ValueError(
+                f"PointEnv: the action of environment {i} is not a number at position {self._positions[:, i].tolist()}."
+            )
+        steps = moves / self._n_substeps
+        path = self._substeps * steps
+        path += self._positions
+        on_border = None
+        if np.count_nonzero(np.maximum(path[0], path[-1]) >= self._far_border):
+            on_border = path == self._far_border
+        squares = np.floor(path, out=path)
+        if on_border is not None:
             squares -= on_border  # the far border belongs to the last square
-        rare, in_table = None, np.abs(squares[-1] - squares[0]) <= 1
-        if np.count_nonzero(in_table) < in_table.size:  # rounding took a point from one border across the next
-            rare = np.flatnonzero(~in_table.all(axis=0))
-            if np.isnan(moves).any():
-                i = int(np.argmax(np.isnan(moves).any(axis=0)))
-                raise ValueError(
-                    f"PointEnv: the action of environment {i} is not a number at position {self._positions[:, i].tolist()}."
-                )
-        leaves = np.add.reduce(squares == squares[0], axis=0, dtype=np.int64)  # (2, num_envs), 1 to N_SUBSTEPS + 1
-        index = np.dot(self._walls_weights, squares[::N_SUBSTEPS].reshape(4, -1)) + self._walls_offset
-        walls = self._walls_ahead.take(index.astype(np.int64), mode="clip")
-        case = (leaves[0] * (N_SUBSTEPS + 2) + leaves[1]) * 8 + walls
-        ends = path.reshape(-1)
-        new = np.empty_like(steps)
-        new[0] = ends.take(self._end_x.take(case) + self._envs)
-        new[1] = ends.take(self._end_y.take(case) + self._envs)
-        if rare is not None:
-            before_and_move = np.concatenate([self._positions[:, rare], moves[:, rare]]).T.tolist()
-            new[:, rare] = np.transpose([self.point.walk(*numbers) for numbers in before_and_move])
+        entries = np.dot(self._to_entries, squares.reshape(self._to_entries.shape[1], -1))
+        entries += self._first_entries
+        indices = entries.astype(np.int64)
+        taken = indices[1]
+        taken += self._walls_ahead.take(indices[0], mode="clip")
+        new = self._taken_substeps.take(taken, axis=1)
+        new *= steps
+        new += self._positions
+        rare = np.isnan(new)
+        if np.count_nonzero(rare):
+            rows = np.flatnonzero(rare.any(axis=0))
+            before_and_move = np.concatenate([self._positions[:, rows], moves[:, rows]]).T.tolist()
+            new[:, rows] = np.transpose([self.point.walk(*numbers) for numbers in before_and_move])
         self._positions = new
 
     # -- pictures -------------------------------------------------------------------------------------------------------
@@ -355,36 +365,45 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
 
 @cache
-def taken_substeps() -> np.ndarray:
+def taken_substeps(n_substeps: int) -> tuple[np.ndarray, np.ndarray, int]:
     """
     How many substeps count along each axis, for every way in which a point can meet walls.
 
-    Entry ``(leaves_x * (N_SUBSTEPS + 2) + leaves_y) * 8 + walls``: the substep in which each axis would leave its square if
-    nothing blocked it (1 to N_SUBSTEPS, or N_SUBSTEPS + 1 for never), and the bits of :func:`walls_ahead`.
+    With ``beyond`` the number of substeps that end outside the first square, negative where the square is left downwards, an
+    entry is ``((beyond_x + last) * (2 * last + 1) + beyond_y + last) * 8 + walls``, where ``walls`` are the bits of
+    :func:`walls_ahead` and ``last`` is n_substeps + 1. So much is only reached by a step that rounding takes from one border
+    across the next one, into a third square: the table does not know that one, and has NaN.
 
-    :return: substeps along axis 0 and axis 1, ((N_SUBSTEPS + 2) ** 2 * 8, 2)
+    :param n_substeps: substeps of a step
+    :return: substeps along axis 0 and axis 1, (2, entries); weights of the squares, (n_substeps + 1, 2), whose sum is the
+        entry, less ``walls`` and a constant; that constant
     """
-    table = np.zeros((N_SUBSTEPS + 2, N_SUBSTEPS + 2, 8, 2), dtype=np.int64)
-    for leaves_x, leaves_y, walls in np.ndindex(table.shape[:3]):
+    last = n_substeps + 1
+    table = np.full((2 * last + 1, 2 * last + 1, 8, 2), np.nan)
+    for beyond_x, beyond_y, walls in np.ndindex(2 * last - 1, 2 * last - 1, 8):
+        # The first substep that leaves the square; `last` if none does.
+        leaves_x, leaves_y = last - abs(beyond_x + 1 - last), last - abs(beyond_y + 1 - last)
         # is_wall[left the square along axis 0][left it along axis 1]
         is_wall = ((False, bool(walls & 2)), (bool(walls & 1), bool(walls & 4)))
         x = y = 0
-        for _ in range(N_SUBSTEPS):
+        for _ in range(n_substeps):
             if not is_wall[x + 1 >= leaves_x][y >= leaves_y]:
                 x += 1
             if not is_wall[x >= leaves_x][y + 1 >= leaves_y]:
                 y += 1
-        table[leaves_x, leaves_y, walls] = x, y
-    return table.reshape(-1, 2)
+        table[beyond_x + 1, beyond_y + 1, walls] = x, y
+    weights = np.ones((n_substeps + 1, 2)) * [8 * (2 * last + 1), 8]
+    weights[0] *= -n_substeps
+    return np.ascontiguousarray(table.reshape(-1, 2).T), weights, 8 * last * (2 * last + 2)
 
 
-def walls_ahead(walls: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def walls_ahead(walls: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """
     For every square and every direction in which it can be left, which of the three squares there are walls.
 
     :param walls: map, (height, width), bool
-    :return: table of the bits 1 (the next square along axis 0), 2 (along axis 1) and 4 (along both), flat; weights, (4,),
-        whose product with (square before, square after), (4,), is the index into it, less a constant; that constant
+    :return: table of the bits 1 (the next square along axis 0), 2 (along axis 1) and 4 (along both), flat; weights of the
+        squares before and after, (2, 2), whose sum is the entry, less a constant; that constant
     """
     # Outside is nothing but wall: one square of it can be looked at, and two keep np.roll from going round.
     height, width = np.array(walls.shape) + 4
@@ -394,9 +413,9 @@ def walls_ahead(walls: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         along_x = np.roll(padded, 1 - di, axis=0)
         along_y = np.roll(padded, 1 - dj, axis=1)
         table[:, :, di, dj] = along_x + 2 * along_y + 4 * np.roll(along_x, 1 - dj, axis=1)
-    # index = ((i + 2) * width + j + 2) * 9 + (i_after - i + 1) * 3 + (j_after - j + 1)
-    weights = np.array([9 * width - 3, 9 - 1, 3, 1], dtype=np.float64)
-    return table.reshape(-1), weights, (2 * width + 2) * 9 + 3 + 1
+    # entry = ((i + 2) * width + j + 2) * 9 + (i_after - i + 1) * 3 + (j_after - j + 1)
+    weights = np.array([[9 * width - 3, 9 - 1], [3, 1]], dtype=np.float64)
+    return table.reshape(-1), weights, int((2 * width + 2) * 9 + 3 + 1)
 
 
 def _definer(instance: Any, method: str) -> type:
