@@ -214,6 +214,17 @@ def test_samples_are_reproducible_with_both_kinds_of_numpy_generator(family):
         assert_array_equal(family.sample(make(3), 8), family.sample(make(3), 8))
 
 
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState])
+def test_a_finite_family_draws_the_same_tasks_one_by_one(make):
+    family, rng = discrete(prior=[0.5, 0.125, 0.375]), make(5)
+    one_by_one = np.concatenate([family.sample(rng, 1) for _ in range(50)])
+    assert_array_equal(one_by_one, family.sample(make(5), 50))
+    one_by_one[:] = 7  # and what a caller does to them changes no family
+    assert family.tasks.max() == 1
+    family.sample(rng, 1)[:] = 7
+    assert family.tasks.max() == 1
+
+
 @each_family
 def test_only_goal_families_have_hindsight_tasks(family):
     features = np.zeros((2, family.feature_dim), dtype=np.float32)

@@ -333,16 +333,21 @@ class MazeGoals(GoalReaching):
 
     def sample(self, rng: np.random.Generator | np.random.RandomState, n: int) -> np.ndarray:
         # By rejection: about two thirds of the draws are kept in the four rooms.
+        if n == 1:
+            return self._sample_one(rng)
         goals = np.empty((0, 2), dtype=np.float32)
         while len(goals) < n:
             draws = (self._size * rng.random((2 * (n - len(goals)) + 8, 2))).astype(np.float32)
-            if n > 1:
-                goals = np.concatenate([goals, draws[self._allowed(draws)]])
-                continue
-            for i, (x, y) in enumerate(draws.tolist()):  # for one goal, as a reset draws it, faster than arrays
+            goals = np.concatenate([goals, draws[self._allowed(draws)]])
+        return goals[:n]
+
+    def _sample_one(self, rng: np.random.Generator | np.random.RandomState) -> np.ndarray:
+        """One goal, as every reset draws it, (1, 2): faster than with arrays."""
+        while True:
+            draws = (self._size * rng.random((10, 2))).astype(np.float32)
+            for i, (x, y) in enumerate(draws.tolist()):
                 if self._is_allowed(x, y):
                     return draws[i : i + 1]
-        return goals[:n]
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
         return np.where(self._allowed(np.asarray(tasks)), -np.log(self.area), -np.inf)

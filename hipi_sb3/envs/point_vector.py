@@ -171,13 +171,17 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._noise_left[indices] = 0
         self._steps[indices] = 0
         self._ended[indices] = False
-        start = tuple(self.point.start.tolist())
+        sample, check_task = self.task_family.sample, self.task_family.check_task
         for i in indices.tolist():
             if seeds is not None and seeds[i] is not None:
                 self._generators[i] = seeding.np_random(seeds[i])[0]
-            task = self.fixed_tasks[i] if tasks is None or tasks[i] is None else self.task_family.check_task(tasks[i])
-            self.tasks[i] = self.task_family.sample(self._generator(i), 1)[0] if task is None else task
-            self._trails[i] = [start]
+            task = self.fixed_tasks[i]
+            if tasks is not None and tasks[i] is not None:
+                task = check_task(tasks[i])
+            self.tasks[i] = sample(self._generators[i] or self._generator(i), 1)[0] if task is None else task
+        if self.render_mode is not None:
+            for i in indices:
+                self._trails[i] = [tuple(self.point.start.tolist())]
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
