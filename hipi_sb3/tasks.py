@@ -94,7 +94,7 @@ class TaskFamily(ABC):
         if self.tasks is not None:
             # What rng.choice(p=...) does, without its checks.
             if n == 1:  # as every reset asks, in a third of the time
-                index = bisect.bisect_right(self._cumulative_prior, rng.random())
+                index = bisect.bisect_right(self._cumulative_prior_list, rng.random())
                 return self.tasks[index : index + 1].copy()
             return self.tasks[self._cumulative_prior.searchsorted(rng.random(n), side="right")]
         return rng.uniform(self.prior_space.low, self.prior_space.high, size=(n, self.task_dim)).astype(np.float32)
@@ -105,6 +105,10 @@ class TaskFamily(ABC):
         assert self.tasks is not None
         cumulative = np.exp(self.log_prior(self.tasks)).cumsum()
         return cumulative / cumulative[-1]
+
+    @cached_property
+    def _cumulative_prior_list(self) -> list[float]:
+        return self._cumulative_prior.tolist()
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
         """
@@ -700,7 +704,10 @@ def weighted_sum(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _squared_distance(features: np.ndarray, goals: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance over the last axis, in float32 as stored: (..., d), (..., d) -> (...,)."""
     difference = np.subtract(features, goals, dtype=np.float32)
-    return np.add.reduce(difference * difference, axis=-1)
+    squares = difference * difference
+    if squares.shape[-1] == 2:  # the same sum, in half the time on the few rows that environments have
+        return squares[..., 0] + squares[..., 1]
+    return np.add.reduce(squares, axis=-1)
 
 
 def _position(position: Sequence[int] | FeatureFn | None, goal_dim: int) -> np.ndarray | FeatureFn:

@@ -40,7 +40,7 @@ class PointVecEnv(VecEnv):
         self.actions: np.ndarray | None = None
 
     def reset(self) -> VecEnvObs:
-        self.env.begin(range(self.num_envs), self._seeds, [options.get("task") for options in self._options])
+        self.env.begin(np.arange(self.num_envs), self._seeds, [options.get("task") for options in self._options])
         self.reset_infos = [{"task": task} for task in self.env.tasks.copy()]
         # Seeds and options are only used once.
         self._reset_seeds()

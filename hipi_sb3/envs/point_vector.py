@@ -8,7 +8,7 @@ the noise, the tasks and the reward are those of the single environment, of whic
 To add one: a line at the end of this file and ``vector_entry_point`` in :mod:`hipi_sb3.envs`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -155,22 +155,20 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         """
         self.fixed_tasks[index] = None if task is None else self.task_family.check_task(task)
 
-    def begin(self, indices: Iterable[int], seeds: Sequence[int | None] | None = None, tasks: Any = None) -> None:
+    def begin(self, indices: np.ndarray, seeds: Sequence[int | None] | None = None, tasks: Any = None) -> None:
         """
         Start an episode in some of the environments.
 
-        :param indices: which
+        :param indices: which, (n,), integers
         :param seeds: seed of every environment of all, or None for generators that go on
         :param tasks: sequence of the tasks of all environments; where one is None, the fixed one or a draw from the prior
         """
         self._started = True
-        indices = np.fromiter(indices, dtype=np.int64)
         self._positions[:, indices] = self.point.start[:, None]
         self._seen_positions = self._seen_positions.copy()  # those of the last step are in its infos
         self._seen_positions[indices] = self.point.start
         self._noise_left[indices] = 0
         self._steps[indices] = 0
-        self._ended[indices] = False
         sample, check_task = self.task_family.sample, self.task_family.check_task
         for i in indices.tolist():
             if seeds is not None and seeds[i] is not None:
@@ -205,6 +203,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},), not {mask!r}.")
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"PointVectorEnv: one seed an environment is {self.num_envs} seeds, not {len(seeds)}.")
+        self._ended &= ~mask
         self.begin(np.flatnonzero(mask), seeds, tasks)
         return self.observations(), {"task": np.where(mask[:, None], self.tasks, 0), "_task": mask}
 
@@ -228,9 +227,9 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         final_infos: dict[str, Any] = {}
         if resting is not None:
             stepped = ~resting
-            rewards *= stepped
+            rewards[resting] = 0.0
             terminated, truncated = terminated & stepped, truncated & stepped
-            self.begin(np.flatnonzero(resting))
+            self.begin(resting.nonzero()[0])
         ended = terminated | truncated
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._ended = ended
@@ -242,7 +241,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             for i in np.flatnonzero(ended):
                 final_obs[i] = last[i]
             final_infos = {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
-            self.begin(np.flatnonzero(ended))
+            self.begin(ended.nonzero()[0])
         infos = final_infos | self._infos(stepped, outcome)
         infos["task"], infos["_task"] = self.tasks.copy(), everyone
         return self.observations(), rewards, terminated, truncated, infos
