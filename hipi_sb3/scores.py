@@ -7,6 +7,7 @@ memory. To add a score: write a function and enter it in ``KEY_TO_SCORE``.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch as th
@@ -21,8 +22,9 @@ from hipi_sb3.names import lookup
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
 
-#: Pairs that are scored in one forward pass: activations of 256 units then take two megabytes, which caches hold.
-MAX_PAIRS_PER_CHUNK = 2048
+#: Pairs that are scored in one forward pass. On a CPU activations of 256 units then take two megabytes, which caches hold; other
+#: devices want few large kernels, and 128 megabytes are little there.
+MAX_PAIRS_ON_CPU, MAX_PAIRS_ELSEWHERE = 2048, 131_072
 
 
 @dataclass
@@ -105,15 +107,15 @@ class Learner:
     @property
     def alpha(self) -> float | None:
         """Live entropy temperature; None where the algorithm has none."""
-        if not self.has_alpha:
-            return None
-        model = self.model
-        return float(model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp())
+        return float(self.entropy_weight) if self.has_alpha else None
 
     @property
-    def entropy_weight(self) -> float:
-        """Weight of -log pi in values: alpha, or 0 where the algorithm has none."""
-        return self.alpha or 0.0
+    def entropy_weight(self) -> th.Tensor | float:
+        """Weight of -log pi in values: alpha, where it lives (to read it is to wait for a GPU), or 0 without one."""
+        if not self.has_alpha:
+            return 0.0
+        model = self.model
+        return model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.detach().exp()
 
     def min_q(self, observations: TensorObs, actions: th.Tensor) -> th.Tensor:
         """Minimum over the critics, (n, 1)."""
@@ -171,6 +173,9 @@ class SACLearner(Learner):
     Where its networks are plain ones, observations and tasks go through their first layers apart: neither is repeated.
     """
 
+    #: Which entry of flat observations is the first of the task, once it is known.
+    _first: int | None = None
+
     def pair_q(self, pairs: Pairs) -> th.Tensor:
         inputs = self._pair_inputs(pairs, pairs.observations)
         if inputs is None:
@@ -188,17 +193,25 @@ class SACLearner(Learner):
 
     def _pair_inputs(self, pairs: Pairs, observations: TensorObs) -> PairInputs | None:
         """Flat observations and tasks, apart; None where the networks or the observations are of another kind."""
-        actor, critic = self.model.actor, self.model.critic
-        networks = [actor.latent_pi, *critic.q_networks]
-        extractors = [actor.features_extractor, critic.features_extractor]
-        if actor.use_sde or not all(map(is_flat, extractors)) or not all(map(Layers.knows, networks)):
+        if not self._is_plain:
             return None
         no_task = pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])
-        rows = actor.extract_features(pairs.with_task(observations, no_task), actor.features_extractor)
-        first_row = _rows(pairs.with_task(observations, no_task + 1), slice(0, 1))
-        is_task = actor.extract_features(first_row, actor.features_extractor)[0] != rows[0]
-        first = int(is_task.byte().argmax())
-        return PairInputs(rows, pairs.tasks, first)
+        rows = self._flatten(pairs.with_task(observations, no_task))
+        if self._first is None:
+            # On the CPU, whatever the device is: nothing has to be read back.
+            one_row, no_task = _zeros_on_cpu(observations), no_task.new_zeros(1, no_task.shape[1], device="cpu")
+            is_task = self._flatten(pairs.with_task(one_row, no_task + 1)) != self._flatten(pairs.with_task(one_row, no_task))
+            self._first = int(is_task[0].byte().argmax())
+        return PairInputs(rows, pairs.tasks, self._first)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        actor, critic = self.model.actor, self.model.critic
+        extractors, networks = [actor.features_extractor, critic.features_extractor], [actor.latent_pi, *critic.q_networks]
+        return not actor.use_sde and all(map(is_flat, extractors)) and all(map(Layers.knows, networks))
+
+    def _flatten(self, observations: TensorObs) -> th.Tensor:
+        return self.model.actor.extract_features(observations, self.model.actor.features_extractor)
 
     @staticmethod
     def _smallest(critic: Any, inputs: PairInputs) -> th.Tensor:
@@ -368,17 +381,19 @@ KEY_TO_SCORE: dict[str, Callable[[Learner, Pairs], th.Tensor]] = {
 }
 
 
-def score_pairs(learner: Learner, score: str, pairs: Pairs, max_pairs: int = MAX_PAIRS_PER_CHUNK) -> th.Tensor:
+def score_pairs(learner: Learner, score: str, pairs: Pairs, max_pairs: int | None = None) -> th.Tensor:
     """
     Score every row with every candidate task.
 
     :param learner: view of the algorithm
     :param score: one of ``KEY_TO_SCORE``
     :param pairs: rows and candidate tasks
-    :param max_pairs: pairs a forward pass
+    :param max_pairs: pairs a forward pass; what suits the device if None
     :return: R_psi(s, a), (batch_size, n_tasks)
     """
     function = lookup("score", score, KEY_TO_SCORE)
+    if max_pairs is None:
+        max_pairs = MAX_PAIRS_ON_CPU if pairs.rewards.device.type == "cpu" else MAX_PAIRS_ELSEWHERE
     with th.no_grad(), evaluation_mode(learner.model.policy):
         return th.cat([function(learner, chunk) for chunk in pairs.chunks(max_pairs)])
 
@@ -399,6 +414,13 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
 def _bellman(gamma: float, pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
     # Not (1 - d) * value: an impossible task (reward -inf) must not meet a NaN, nor a terminal row an unbounded value.
     return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), gamma * next_value)
+
+
+def _zeros_on_cpu(observations: TensorObs) -> TensorObs:
+    """One row of zeros that is shaped like the observations."""
+    if isinstance(observations, dict):
+        return {key: _zeros_on_cpu(value) for key, value in observations.items()}
+    return observations.new_zeros(1, *observations.shape[1:], device="cpu")
 
 
 def _rows(observations: TensorObs, rows: slice) -> TensorObs:

@@ -1,5 +1,6 @@
 """Scores of all pairs, against the reference example and against the networks of a real learner."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +39,7 @@ class TableLearner(Learner):
     """A learner whose networks return the numbers of the reference example. Observations are the row's number."""
 
     gamma = GAMMA
-    alpha = 0.0  # type: ignore[assignment]
+    entropy_weight = 0.0  # type: ignore[assignment]
 
     def __init__(self) -> None:
         self.model: Any = SimpleNamespace(policy=SimpleNamespace(training=False))
@@ -375,3 +376,32 @@ def test_networks_of_another_kind_are_scored_pair_by_pair() -> None:
         th.manual_seed(0)
         found.append(score_pairs(learner, "td", pairs))
     assert th.equal(*found)
+
+
+# -- other devices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", [*NAMES, "reward"])
+@pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
+@pytest.mark.parametrize("activation", [th.nn.ReLU, th.nn.ELU], ids=["plain", "pair by pair"])
+def test_scoring_stays_on_its_device_and_reads_nothing_back(
+    score: str, flatten: bool, activation: type[th.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch's own distributions look at their arguments, where stable-baselines3 makes some.
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", False)
+    # Tensors on "meta" have no values: it is an error to read one, or to mix them with tensors of the CPU.
+    model = small_sac(flatten, policy_kwargs={"net_arch": [8], "activation_fn": activation})
+    model.policy.to("meta")
+    assert model.log_ent_coef is not None
+    model.log_ent_coef = model.log_ent_coef.to("meta")
+    pairs = random_pairs(5, 3, flatten)
+    tensors = {key: _on_meta(value) for key, value in vars(pairs).items() if key != "with_task"}
+    scores = score_pairs(SACLearner(model), score, replace(pairs, **tensors))
+    assert scores.shape == (5, 3) and scores.device.type == "meta"
+    if score != "reward":
+        with pytest.raises(RuntimeError, match="device"):
+            score_pairs(SACLearner(model), score, pairs)
+
+
+def _on_meta(values: Any) -> Any:
+    return {key: _on_meta(value) for key, value in values.items()} if isinstance(values, dict) else values.to("meta")
