@@ -10,6 +10,10 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, Repla
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 
 from hipi_sb3.layers import Layers, PairInputs, is_flat
+from hipi_sb3.update_graph import UpdateGraph, tensors_of
+
+#: Updates before one is recorded: by then libraries have their workspaces and optimizers their state.
+_N_WARM_UP = 3
 
 
 class FastSAC(SAC):
@@ -28,8 +32,15 @@ class FastSAC(SAC):
     :class:`~hipi_sb3.layers.Layers` does not know), the update of stable-baselines3 runs as it is.
     """
 
+    #: Whether to record the update as a CUDA graph after the first ones and to replay it from then on, see
+    #: :class:`~hipi_sb3.update_graph.UpdateGraph`: ``model.cuda_graph = True`` before ``learn``. Without CUDA, and where the
+    #: update of stable-baselines3 runs, it changes nothing.
+    cuda_graph = False
+
     _is_fast = False
     _losses: dict[str, th.Tensor] | None = None
+    #: Learning rate of a recorded update, which reads it from here.
+    _recorded_lr: th.Tensor | None = None
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -45,6 +56,20 @@ class FastSAC(SAC):
             # A loaded state is then put where the kernel wants it.
             for optimizer in filter(None, optimizers):
                 optimizer.param_groups[0]["fused"] = True
+        self._forget_recorded()
+
+    @property
+    def _records(self) -> bool:
+        return self.cuda_graph and self._is_fast and self.device.type == "cuda"
+
+    def _forget_recorded(self) -> None:
+        self._graphs: dict[tuple[Any, ...], UpdateGraph] = {}
+        self._n_warm_up, self._recorded_lr = 0, None
+
+    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """As in SAC. What was recorded reads the state that optimizers had before: it is recorded anew."""
+        super().set_parameters(*args, **kwargs)
+        self._forget_recorded()
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -60,16 +85,34 @@ class FastSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
+        if self._records:
+            lr = self.actor.optimizer.param_groups[0]["lr"]  # one for all
+            self._recorded_lr = th.tensor(lr, device=self.device) if self._recorded_lr is None else self._recorded_lr.fill_(lr)
+        update = self._recorded_update if self._records else self._update
         for gradient_step in range(gradient_steps):
             assert self.replay_buffer is not None
             # Outside of no_grad: an estimator of log Z may learn when a batch is relabeled.
             data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             with th.no_grad():
-                self._update(data, update_targets=gradient_step % self.target_update_interval == 0)
+                self._losses = update(data, update_targets=gradient_step % self.target_update_interval == 0)
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _update(self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool) -> None:
+    def _recorded_update(
+        self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool
+    ) -> dict[str, th.Tensor]:
+        """:meth:`_update` by its recording, which is made here when there is none."""
+        shapes = tuple(tensor.shape for tensor in tensors_of(data))
+        # All that the recording has taken for granted.
+        key = (update_targets, shapes, self.gamma, self.tau, self.target_entropy, self.ent_coef)
+        if key not in self._graphs:
+            if self._n_warm_up < _N_WARM_UP:
+                self._n_warm_up += 1
+                return self._update(data, update_targets)
+            self._graphs[key] = UpdateGraph(lambda batch: self._update(batch, update_targets), data)
+        return self._graphs[key](data)
+
+    def _update(self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool) -> dict[str, th.Tensor]:
         """One update, as :meth:`stable_baselines3.SAC.train` has it in its loop."""
         batch_size = len(data.rewards)
         discounts = self.gamma if data.discounts is None else data.discounts
@@ -85,7 +128,7 @@ class FastSAC(SAC):
             # The loss is linear in log alpha: this is its slope.
             self.log_ent_coef.grad = -(policy.log_prob.mean() + self.target_entropy).reshape(self.log_ent_coef.shape)
             losses["ent_coef_loss"] = self.log_ent_coef * self.log_ent_coef.grad
-            adam_step(self.ent_coef_optimizer)
+            adam_step(self.ent_coef_optimizer, self._recorded_lr)
 
         next_policy = PolicySample(self.actor, next_features)
         next_inputs = th.cat([next_features, next_policy.actions], dim=1)
@@ -99,7 +142,7 @@ class FastSAC(SAC):
         for critic, error in zip(critics, errors, strict=True):
             critic.backward(error / batch_size)
         losses["critic_loss"] = 0.5 * th.cat(errors, dim=1).square().sum() / batch_size
-        adam_step(self.critic.optimizer)
+        adam_step(self.critic.optimizer, self._recorded_lr)
 
         # Loss mean (alpha log pi - min_i Q_i)
         inputs = th.cat([features, policy.actions], dim=1)
@@ -107,11 +150,11 @@ class FastSAC(SAC):
         grad_inputs = [critic.input_gradient((smallest == i) * (-1.0 / batch_size)) for i, critic in enumerate(critics)]
         policy.backward(th.stack(grad_inputs).sum(dim=0)[:, features.shape[1] :], ent_coef / batch_size)
         losses["actor_loss"] = (ent_coef * policy.log_prob - q_pi).mean()
-        adam_step(self.actor.optimizer)
+        adam_step(self.actor.optimizer, self._recorded_lr)
 
         if update_targets:
             th._foreach_lerp_(list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau)
-        self._losses = losses
+        return losses
 
     def predict(
         self,
@@ -145,7 +188,7 @@ class FastSAC(SAC):
         super().dump_logs()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_losses"]
+        return [*super()._excluded_save_params(), "_losses", "_graphs", "_n_warm_up", "_recorded_lr"]
 
 
 def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
@@ -160,12 +203,13 @@ def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:
     return type(optimizer) is th.optim.Adam and len(optimizer.param_groups) == 1 and not any(map(group.get, variants))
 
 
-def adam_step(optimizer: th.optim.Optimizer) -> None:
+def adam_step(optimizer: th.optim.Optimizer, lr: th.Tensor | None = None) -> None:
     """
     ``optimizer.step()`` as one kernel. What PyTorch does around that kernel (hooks, profiling, sorting tensors by device)
     takes longer than the kernel itself for small networks. The state stays in the optimizer, where it is saved and loaded.
 
     :param optimizer: Adam, see :func:`is_plain_adam`; all of its parameters have gradients
+    :param lr: learning rate, where it has to be read from a tensor; the optimizer's if None
     """
     group, state = optimizer.param_groups[0], optimizer.state
     parameters = group["params"]
@@ -186,7 +230,7 @@ def adam_step(optimizer: th.optim.Optimizer) -> None:
         [],
         steps,
         amsgrad=False,
-        lr=group["lr"],
+        lr=group["lr"] if lr is None else lr,
         beta1=group["betas"][0],
         beta2=group["betas"][1],
         weight_decay=group["weight_decay"],

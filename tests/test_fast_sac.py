@@ -8,9 +8,11 @@ import pytest
 import torch as th
 from line_walk import make_line_walk
 from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from hipi_sb3 import HIPISAC, HIPIReplayBuffer
-from hipi_sb3.fast_sac import adam_step
+from hipi_sb3 import HIPISAC, HIPIReplayBuffer, update_graph
+from hipi_sb3.fast_sac import FastSAC, adam_step
 from hipi_sb3.layers import Layers
 
 
@@ -165,3 +167,110 @@ def test_predictions_are_those_of_sac() -> None:
             np.testing.assert_allclose(mine, theirs, atol=1e-6)
     with pytest.raises(ValueError, match="tuple"):
         fast.predict((batch, {}))
+
+
+# -- other devices ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
+def test_an_update_stays_on_its_device_and_reads_nothing_back(flatten: bool) -> None:
+    # Tensors on "meta" have no values: it is an error to read one, or to mix them with tensors of the CPU.
+    model = HIPISAC("MlpPolicy" if flatten else "MultiInputPolicy", make_line_walk(flatten=flatten), device="meta")
+    for network in (model.actor, model.critic):  # on other devices parameters are moved in place
+        network.optimizer.param_groups[0]["params"] = list(network.parameters())
+    # Labels that need scores are drawn on the CPU: this strategy needs none.
+    model.replay_buffer = trained(HIPISAC, 0, flatten=flatten, replay_buffer_kwargs={"strategy": "random"}).replay_buffer
+    assert model.replay_buffer is not None
+    model.replay_buffer.device = model.device
+    model.set_logger(Logger(None, []))
+    model.train(gradient_steps=2, batch_size=8)
+    assert model._losses is not None and {loss.device.type for loss in model._losses.values()} == {"meta"}
+    data = model.replay_buffer.sample(8)
+    with pytest.raises(RuntimeError, match="device"):
+        model._update(data._replace(rewards=th.zeros(8, 1)), update_targets=True)
+
+
+def record_anywhere(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """
+    Let models of the CPU record their updates, as graphs of operations with the rules of CUDA graphs: tensors stay where they
+    are, numbers stay what they are, nothing is read back.
+
+    :return: filled with what is recorded
+    """
+    recordings: list[Any] = []
+    models: list[HIPISAC] = []
+
+    def record(function: Any) -> Any:
+        model = models[-1]
+        optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
+        state = [*model.policy.parameters(), *filter(lambda tensor: tensor is not None, [model.log_ent_coef])]
+        for optimizer in filter(None, optimizers):
+            state += [tensor for of_parameter in optimizer.state.values() for tensor in of_parameter.values()]
+        # A recording does nothing yet.
+        before, random_state = [tensor.detach().clone() for tensor in state], th.get_rng_state()
+        recording = make_fx(function)()
+        th.set_rng_state(random_state)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.detach().copy_(value)
+        recordings.append(recording)
+        result: dict[str, th.Tensor] = {}
+        return lambda: result.update(recording()), result
+
+    def records(model: HIPISAC) -> bool:
+        models.append(model)
+        return model.cuda_graph and model._is_fast
+
+    monkeypatch.setattr(FastSAC, "cuda_graph", True)
+    monkeypatch.setattr(FastSAC, "_records", property(records))
+    monkeypatch.setattr(update_graph, "record", record)
+    return recordings
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"gradient_steps": 2, "target_update_interval": 2},
+        {"ent_coef": 0.1, "replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}},
+        {"learning_rate": lambda progress: 1e-3 * progress},
+    ],
+    ids=lambda kwargs: ",".join(kwargs) or "defaults",
+)
+def test_a_recorded_update_does_what_the_update_does(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = trained(HIPISAC, 40, **kwargs)
+    recordings = record_anywhere(monkeypatch)
+    replayed = trained(HIPISAC, 40, **kwargs)
+    assert len(recordings) == (2 if "target_update_interval" in kwargs else 1)
+    assert_same_parameters(replayed, plain, atol=1e-5)
+    assert replayed._losses is not None and plain._losses is not None
+    for name, loss in plain._losses.items():
+        assert float(replayed._losses[name]) == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_what_was_recorded_is_forgotten_where_it_no_longer_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    options = {"replay_buffer_kwargs": {"strategy": "random"}}  # labels that do not depend on who learns first
+    plain = trained(HIPISAC, 20, **options)
+    recordings = record_anywhere(monkeypatch)
+    replayed = trained(HIPISAC, 20, **options)
+    plain.cuda_graph = False
+    replayed.replay_buffer = plain.replay_buffer
+    plain.save(tmp_path / "model")
+    # Loading puts other tensors into the optimizers: a recording of before would change those that nobody reads.
+    replayed.set_parameters(tmp_path / "model.zip")
+    for gamma, n_recordings in ((0.99, 2), (0.5, 3)):  # what has become another number has to be recorded as well
+        for model in (plain, replayed):
+            model.gamma = gamma
+            assert isinstance(model.replay_buffer, HIPIReplayBuffer)
+            model.replay_buffer._rng = np.random.default_rng(0)
+            np.random.seed(0)
+            th.manual_seed(0)
+            model.train(gradient_steps=10, batch_size=32)
+        assert len(recordings) == n_recordings
+        assert_same_parameters(replayed, plain, atol=1e-5)
+
+
+def test_without_cuda_nothing_is_recorded() -> None:
+    model = HIPISAC("MultiInputPolicy", make_line_walk(), learning_starts=5, device="cpu")
+    model.cuda_graph = True
+    model.learn(20)
+    assert not model._graphs
