@@ -4,14 +4,20 @@
 
 Batch 256, nets of 256 x 256, half of the rows relabeled. Once with 21 inputs and 6 actions, as a half cheetah with tasks has
 them, and once on FetchReach's spaces, because HerReplayBuffer needs goals (it relabels 80 % there, as is its default).
+
+    python benchmarks/gradient_speed.py --device cuda --batch-size 4096
+
+is the same on a GPU, with the update recorded as a CUDA graph besides.
 """
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer
@@ -31,6 +37,8 @@ from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper
 
 # The task-conditioned half cheetah: 17 observations, 1 task, and 3 more to make 21 inputs.
 TASK_DIM, INPUTS, ACTIONS = 1, 21, 6
+#: Gradient steps a turn: as often as a label is used, so that each turn pays for its labels.
+STEPS_A_TURN = 16
 GOALS = GoalReaching(low=[-3.0] * TASK_DIM, high=[3.0] * TASK_DIM, radius=0.3)
 
 
@@ -80,29 +88,34 @@ class NoiseWithGoals(gym.Env):
         return {"observation": observation, "achieved_goal": achieved, "desired_goal": self.goal.copy()}
 
 
-def learner(kind: str, n_transitions: int, env: gym.Env | None = None, width: int = 256, **options: Any) -> SAC:
+def learner(
+    kind: str, n_transitions: int, env: gym.Env | None = None, width: int = 256, device: str = "cpu", **options: Any
+) -> SAC:
     """
     Make a learner that has collected transitions and made no update.
 
-    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"`` or ``"hipisac"``
+    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"``, ``"hipisac"`` or ``"recorded"``, a hipisac with a CUDA graph
     :param n_transitions: number of transitions
     :param env: environment, noise of the half cheetah's sizes if None
     :param width: width of the two hidden layers
+    :param device: device of the networks
     :param options: of the HIPIReplayBuffer
     :return: the learner
     """
     env = MultiTaskWrapper(Noise(), GOALS) if env is None else env
     buffer = {"sac": DictReplayBuffer, "her": HerReplayBuffer}.get(kind, HIPIReplayBuffer)
-    algorithm = HIPISAC if kind == "hipisac" else SAC
-    kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": "cpu", "seed": 0}
+    algorithm = HIPISAC if kind in ("hipisac", "recorded") else SAC
+    kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": device, "seed": 0}
     # Far from full in all benchmarks; core_speed.py has what a larger one costs.
     kwargs["buffer_size"] = min(100_000, 50 * n_transitions)
     kwargs["policy_kwargs"] = {"net_arch": [width, width]}
     model = algorithm("MultiInputPolicy", env, learning_starts=n_transitions, **kwargs)
+    if isinstance(model, HIPISAC):
+        model.cuda_graph = kind == "recorded"
     return model.learn(n_transitions, log_interval=None)
 
 
-def measure(turns: int, n_transitions: int, batch_size: int, width: int) -> dict[str, Any]:
+def measure(turns: int, n_transitions: int, batch_size: int, width: int, device: str) -> dict[str, Any]:
     """Gradient steps a second, on the half cheetah's sizes and on FetchReach's."""
     half = {"relabel_prob": 0.5}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,22 +128,40 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int) -> dict
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
         "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
     }
-    print(f"\ngradient steps a second: batch {batch_size}, nets {width} x {width}; candidates as given, relabel_prob 0.5")
-    cheetah = {name: learner(kind, n_transitions, None, width, **options) for name, (kind, options) in kinds.items()}
+    recorded = ["hipisac, 32, CUDA graph"] if device != "cpu" else []
+    kinds |= dict.fromkeys(recorded, ("recorded", {"n_candidate_tasks": 32, **half}))
+    print(
+        f"\ngradient steps a second on {device}: batch {batch_size}, nets {width} x {width}; candidates as given, "
+        "relabel_prob 0.5"
+    )
+    cheetah = {name: learner(kind, n_transitions, None, width, device, **options) for name, (kind, options) in kinds.items()}
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
     kinds["her"] = ("her", {})
-    fetch_kinds = ("sac", "her", "sac_hipi, 32", "hipisac, 32", "hipisac, 256")
-    fetch = {name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, **kinds[name][1]) for name in fetch_kinds}
+    fetch_kinds = ["sac", "her", "sac_hipi, 32", "hipisac, 32", "hipisac, 256", *recorded]
+    fetch = {
+        name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, device, **kinds[name][1]) for name in fetch_kinds
+    }
     print("FetchReach's spaces")
     return {**result, "fetch_reach_sizes": rates(fetch, turns, batch_size)}
 
 
 def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]:
     """Steps a second of each, and as a ratio to the first."""
-    # 16 calls a turn: as often as a label is used, so that each turn pays for its labels.
-    functions = {name: (lambda m=model: m.train(1, batch_size=batch_size)) for name, model in models.items()}
-    times = take_turns(functions, turns, calls=16 if turns > 2 else 1)
+
+    def steps(model: SAC) -> Callable[[], None]:
+        def function() -> None:
+            for _ in range(STEPS_A_TURN if turns > 2 else 1):
+                model.train(1, batch_size=batch_size)
+            if model.device.type == "cuda":
+                th.cuda.synchronize()
+
+        return function
+
+    functions = {name: steps(model) for name, model in models.items()}
+    times = {
+        name: seconds / (STEPS_A_TURN if turns > 2 else 1) for name, seconds in take_turns(functions, turns, calls=1).items()
+    }
     first = next(iter(times))
     result = {}
     for name, seconds in times.items():
@@ -143,10 +174,12 @@ def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--turns", type=int, default=15, help="turns of 16 gradient steps")
+    options.add_argument("--turns", type=int, default=15, help=f"turns of {STEPS_A_TURN} gradient steps")
+    options.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    options.add_argument("--batch-size", type=int, default=256)
     args = options.parse_args()
-    sizes = (2, 100, 4, 8) if args.quick else (args.turns, 2000, 256, 256)
-    run("gradient_speed.py", args, lambda: {"turns": sizes[0], **measure(*sizes)})
+    sizes = (2, 100, 4, 8) if args.quick else (args.turns, 2000, args.batch_size, 256)
+    run("gradient_speed.py", args, lambda: {"turns": sizes[0], "device": args.device, **measure(*sizes, args.device)})
 
 
 if __name__ == "__main__":
