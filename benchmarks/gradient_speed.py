@@ -128,7 +128,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
         "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
     }
-    recorded = ["hipisac, 32, CUDA graph"] if device != "cpu" else []
+    recorded = ["hipisac, 32, CUDA graph"] if device.startswith("cuda") else []
     kinds |= dict.fromkeys(recorded, ("recorded", {"n_candidate_tasks": 32, **half}))
     print(
         f"\ngradient steps a second on {device}: batch {batch_size}, nets {width} x {width}; candidates as given, "
@@ -148,20 +148,19 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
 
 def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]:
     """Steps a second of each, and as a ratio to the first."""
+    n_steps = STEPS_A_TURN if turns > 2 else 1
 
     def steps(model: SAC) -> Callable[[], None]:
         def function() -> None:
-            for _ in range(STEPS_A_TURN if turns > 2 else 1):
+            for _ in range(n_steps):
                 model.train(1, batch_size=batch_size)
             if model.device.type == "cuda":
-                th.cuda.synchronize()
+                th.cuda.synchronize(model.device)
 
         return function
 
     functions = {name: steps(model) for name, model in models.items()}
-    times = {
-        name: seconds / (STEPS_A_TURN if turns > 2 else 1) for name, seconds in take_turns(functions, turns, calls=1).items()
-    }
+    times = {name: seconds / n_steps for name, seconds in take_turns(functions, turns, calls=1).items()}
     first = next(iter(times))
     result = {}
     for name, seconds in times.items():
@@ -176,7 +175,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--turns", type=int, default=15, help=f"turns of {STEPS_A_TURN} gradient steps")
     options.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    options.add_argument("--batch-size", type=int, default=256)
+    options.add_argument("--batch-size", type=int, default=256, help="transitions an update (default: %(default)s)")
     args = options.parse_args()
     sizes = (2, 100, 4, 8) if args.quick else (args.turns, 2000, args.batch_size, 256)
     run("gradient_speed.py", args, lambda: {"turns": sizes[0], "device": args.device, **measure(*sizes, args.device)})

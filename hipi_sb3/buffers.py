@@ -477,7 +477,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             )
 
     def _check_reward(self, family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
-        expected = family.reward(features, tasks)
+        expected = np.asarray(family.reward(features, tasks), dtype=reward.dtype)
         if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
             env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
             raise ValueError(

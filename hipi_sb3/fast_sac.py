@@ -1,19 +1,21 @@
 """SAC's update, the same numbers in less time."""
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 
 from hipi_sb3.layers import Layers, PairInputs, is_flat
-from hipi_sb3.update_graph import UpdateGraph, tensors_of
+from hipi_sb3.update_graph import Samples, UpdateGraph, tensors_of
 
-#: Updates before one is recorded: by then libraries have their workspaces and optimizers their state.
+#: Updates of each kind before it is recorded: by then libraries have chosen their kernels and optimizers have their state.
 _N_WARM_UP = 3
+
+_OF_RECORDING = ("_graphs", "_recorded_for", "_warm_ups", "_recorded_lr")
 
 
 class FastSAC(SAC):
@@ -39,8 +41,6 @@ class FastSAC(SAC):
 
     _is_fast = False
     _losses: dict[str, th.Tensor] | None = None
-    #: Learning rate of a recorded update, which reads it from here.
-    _recorded_lr: th.Tensor | None = None
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -64,11 +64,16 @@ class FastSAC(SAC):
 
     def _forget_recorded(self) -> None:
         self._graphs: dict[tuple[Any, ...], UpdateGraph] = {}
-        self._n_warm_up, self._recorded_lr = 0, None
+        self._recorded_for: tuple[Any, ...] = ()
+        self._warm_ups: Counter[tuple[Any, ...]] = Counter()
+        self._recorded_lr: th.Tensor | None = None  # a recorded update reads the learning rate from here
 
-    def set_parameters(self, *args: Any, **kwargs: Any) -> None:
-        """As in SAC. What was recorded reads the state that optimizers had before: it is recorded anew."""
-        super().set_parameters(*args, **kwargs)
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy learns by itself: what was recorded would change the tensors of the original.
+        return {key: value for key, value in self.__dict__.items() if key not in _OF_RECORDING}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._forget_recorded()
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -85,10 +90,13 @@ class FastSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
+        update = self._update
         if self._records:
-            lr = self.actor.optimizer.param_groups[0]["lr"]  # one for all
+            lr = self.actor.optimizer.param_groups[0]["lr"]  # which stable-baselines3 has just set for all
             self._recorded_lr = th.tensor(lr, device=self.device) if self._recorded_lr is None else self._recorded_lr.fill_(lr)
-        update = self._recorded_update if self._records else self._update
+            update = self._recorded_update
+        elif self._recorded_lr is not None:  # it was switched off
+            self._forget_recorded()
         for gradient_step in range(gradient_steps):
             assert self.replay_buffer is not None
             # Outside of no_grad: an estimator of log Z may learn when a batch is relabeled.
@@ -98,21 +106,30 @@ class FastSAC(SAC):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _recorded_update(
-        self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool
-    ) -> dict[str, th.Tensor]:
+    def _recorded_update(self, data: Samples, update_targets: bool) -> dict[str, th.Tensor]:
         """:meth:`_update` by its recording, which is made here when there is none."""
-        shapes = tuple(tensor.shape for tensor in tensors_of(data))
-        # All that the recording has taken for granted.
-        key = (update_targets, shapes, self.gamma, self.tau, self.target_entropy, self.ent_coef)
+        recorded_for = self._what_recordings_rely_on()
+        if recorded_for != self._recorded_for:
+            self._graphs, self._recorded_for = {}, recorded_for
+        key = (update_targets, *(tensor.shape for tensor in tensors_of(data)))
         if key not in self._graphs:
-            if self._n_warm_up < _N_WARM_UP:
-                self._n_warm_up += 1
+            if self._warm_ups[key] < _N_WARM_UP:
+                self._warm_ups[key] += 1
                 return self._update(data, update_targets)
             self._graphs[key] = UpdateGraph(lambda batch: self._update(batch, update_targets), data)
         return self._graphs[key](data)
 
-    def _update(self, data: ReplayBufferSamples | DictReplayBufferSamples, update_targets: bool) -> dict[str, th.Tensor]:
+    def _what_recordings_rely_on(self) -> tuple[Any, ...]:
+        """Numbers that a recording holds, and where the tensors are that it changes: loading a model moves some of them."""
+        optimizers = [self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer]
+        tensors = [*self.policy.parameters(), self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef]
+        numbers: list[Any] = [self.gamma, self.tau, self.target_entropy]
+        for optimizer in filter(None, optimizers):
+            numbers += [optimizer.param_groups[0][key] for key in ("betas", "eps", "weight_decay")]
+            tensors += [tensor for of_parameter in optimizer.state.values() for tensor in of_parameter.values()]
+        return (*numbers, *(tensor.data_ptr() for tensor in tensors))
+
+    def _update(self, data: Samples, update_targets: bool) -> dict[str, th.Tensor]:
         """One update, as :meth:`stable_baselines3.SAC.train` has it in its loop."""
         batch_size = len(data.rewards)
         discounts = self.gamma if data.discounts is None else data.discounts
@@ -188,7 +205,7 @@ class FastSAC(SAC):
         super().dump_logs()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_losses", "_graphs", "_n_warm_up", "_recorded_lr"]
+        return [*super()._excluded_save_params(), "_losses", *_OF_RECORDING]
 
 
 def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:

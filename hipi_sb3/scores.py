@@ -23,7 +23,7 @@ from hipi_sb3.names import lookup
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
 
 #: Pairs that are scored in one forward pass. On a CPU activations of 256 units then take two megabytes, which caches hold;
-#: other devices want few large kernels, and 128 megabytes are little there.
+#: other devices want few large kernels, and have room for several activations of 128 megabytes.
 MAX_PAIRS_ON_CPU, MAX_PAIRS_ELSEWHERE = 2048, 131_072
 
 

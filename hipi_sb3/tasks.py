@@ -193,7 +193,7 @@ class TaskFamily(ABC):
 
         :param features: features, (..., feature_dim)
         :param tasks: tasks, (..., task_dim); leading axes broadcast against those of the features
-        :return: rewards, (...,), booleans, (...,), and booleans, (...,), or None
+        :return: rewards, (...,), booleans, (...,), and booleans, (...,), or None; of a single step numbers of Python will do
         """
         return self.reward(features, tasks), self.terminated(features, tasks), self.success(features, tasks)
 
@@ -225,6 +225,11 @@ class TaskFamily(ABC):
             raise ValueError(
                 f"{type(self).__name__}: task {array.tolist()} is outside the task space, "
                 f"low {low.tolist()}, high {high.tolist()}. Pass a task inside it or widen the family's space."
+            )
+        if self.tasks is not None and not np.any(np.all(self.tasks == array, axis=1)):
+            raise ValueError(
+                f"{type(self).__name__}: task {array.tolist()} is none of the family's {len(self.tasks)} tasks. "
+                f"Pass one of them, such as {self.tasks[0].tolist()}."
             )
         return array
 
@@ -484,7 +489,7 @@ class FiniteTasks(TaskFamily):
         return self.family.judge(features, self._parameter(tasks))
 
     def _parameter(self, tasks: np.ndarray) -> np.ndarray:
-        return np.dot(tasks, self.parameters)  # exactly the row that the 1 is in, faster than looking for it
+        return np.dot(tasks, self.parameters)  # exactly the row that the 1 is in
 
 
 # -- weights and set points -------------------------------------------------------------------------------------------

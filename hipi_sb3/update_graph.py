@@ -18,8 +18,8 @@ class UpdateGraph:
     all of them at once.
 
     Whatever the update reads is read again from the same place: batches are copied into tensors that belong to the graph, and
-    numbers that change, such as learning rates, have to be tensors. It must have run before, so that nothing is set up while
-    it is recorded.
+    numbers that change, such as learning rates, have to be tensors. It must have run before, so that optimizers have their
+    state.
 
     :param update: the update; recording does not execute it
     :param data: a batch, for its shapes
@@ -27,7 +27,7 @@ class UpdateGraph:
 
     def __init__(self, update: Callable[[Samples], dict[str, th.Tensor]], data: Samples) -> None:
         self._data = _map(data, th.clone)
-        self._replay, self._losses = record(lambda: update(self._data))
+        self._replay, self._losses = record(lambda: update(self._data), tensors_of(data)[0].device)
 
     def __call__(self, data: Samples) -> dict[str, th.Tensor]:
         """
@@ -42,15 +42,17 @@ class UpdateGraph:
         return self._losses
 
 
-def record(function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+def record(function: Callable[[], Result], device: th.device) -> tuple[Callable[[], None], Result]:
     """
     Record what a function does on the GPU, without doing it.
 
     :param function: it must neither read tensors back nor depend on numbers that change
+    :param device: the GPU
     :return: a function that does it, and the result, whose tensors it overwrites each time
     """
     graph = th.cuda.CUDAGraph()
-    with th.cuda.graph(graph):
+    # On a stream of this very device: the default one belongs to whichever was current first.
+    with th.cuda.device(device), th.cuda.graph(graph, stream=th.cuda.Stream(device)):
         result = function()
     return graph.replay, result
 

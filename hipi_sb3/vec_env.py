@@ -56,7 +56,7 @@ class PointVecEnv(VecEnv):
         outcome = env.advance(self.actions)
         dones = outcome.terminated | outcome.truncated
         timeouts = (outcome.truncated & ~outcome.terminated).tolist()
-        # A display and no loop over keys: making these dictionaries takes as long as the step.
+        # Written out, key by key: making these dictionaries takes as long as the step.
         infos = [
             {"task": task, "task_features": features, "env_terminated": False, "TimeLimit.truncated": timeout}
             for task, features, timeout in zip(env.tasks.copy(), outcome.task_features, timeouts, strict=True)

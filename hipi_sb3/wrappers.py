@@ -111,7 +111,7 @@ class MultiTaskWrapper(gym.Wrapper):
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
                 f"expected ({family.feature_dim},)."
             )
-        # The sum is NaN if an entry is, and rarely else: cheap, because features are few.
+        # The sum is NaN if an entry is (or if infinities cancel), and cheap, because features are few.
         if math.isnan(sum(features.tolist())) and np.isnan(features).any():
             self._raise_not_finite("features", features)
         judged, ends, success = family.judge(features, task)
@@ -120,7 +120,8 @@ class MultiTaskWrapper(gym.Wrapper):
             self._raise_not_finite("reward", reward)
         env_terminated = bool(env_terminated)
         shown = task.copy()
-        info["task"], info["task_features"], info["env_terminated"] = shown, features, env_terminated
+        # A new dictionary: environments may keep theirs, and share it.
+        info = {**info, "task": shown, "task_features": features, "env_terminated": env_terminated}
         if success is not None:
             info["is_success"] = bool(success)
         self._inner_obs = next_obs

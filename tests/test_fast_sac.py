@@ -200,10 +200,10 @@ def record_anywhere(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     recordings: list[Any] = []
     models: list[HIPISAC] = []
 
-    def record(function: Any) -> Any:
-        model = models[-1]
+    def record(function: Any, device: th.device) -> Any:
+        model = models[-1]  # whose train() asked last
         optimizers = [model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer]
-        state = [*model.policy.parameters(), *filter(lambda tensor: tensor is not None, [model.log_ent_coef])]
+        state = [*model.policy.parameters(), *([] if model.log_ent_coef is None else [model.log_ent_coef])]
         for optimizer in filter(None, optimizers):
             state += [tensor for of_parameter in optimizer.state.values() for tensor in of_parameter.values()]
         # A recording does nothing yet.
@@ -247,26 +247,81 @@ def test_a_recorded_update_does_what_the_update_does(kwargs: dict[str, Any], mon
         assert float(replayed._losses[name]) == pytest.approx(float(loss), abs=1e-4)
 
 
-def test_what_was_recorded_is_forgotten_where_it_no_longer_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.fixture
+def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[HIPISAC, HIPISAC, list[Any], Any]:
+    """A model, its twin that has recorded its update, the recordings so far, and what trains both alike and compares them."""
     options = {"replay_buffer_kwargs": {"strategy": "random"}}  # labels that do not depend on who learns first
     plain = trained(HIPISAC, 20, **options)
     recordings = record_anywhere(monkeypatch)
     replayed = trained(HIPISAC, 20, **options)
     plain.cuda_graph = False
     replayed.replay_buffer = plain.replay_buffer
-    plain.save(tmp_path / "model")
-    # Loading puts other tensors into the optimizers: a recording of before would change those that nobody reads.
-    replayed.set_parameters(tmp_path / "model.zip")
-    for gamma, n_recordings in ((0.99, 2), (0.5, 3)):  # what has become another number has to be recorded as well
-        for model in (plain, replayed):
-            model.gamma = gamma
+    assert len(recordings) == 1
+
+    def train_and_compare(*models: HIPISAC) -> None:
+        for model in models or (plain, replayed):
             assert isinstance(model.replay_buffer, HIPIReplayBuffer)
             model.replay_buffer._rng = np.random.default_rng(0)
             np.random.seed(0)
             th.manual_seed(0)
             model.train(gradient_steps=10, batch_size=32)
-        assert len(recordings) == n_recordings
-        assert_same_parameters(replayed, plain, atol=1e-5)
+        assert_same_parameters(*(models or (replayed, plain)), atol=1e-5)
+
+    return plain, replayed, recordings, train_and_compare
+
+
+def test_what_was_recorded_is_recorded_anew_where_it_no_longer_fits(pair: Any, tmp_path: Any) -> None:
+    plain, replayed, recordings, train_and_compare = pair
+    plain.save(tmp_path / "model")
+    # Loading puts other tensors into the optimizers: a recording of before would change those that nobody reads.
+    replayed.set_parameters(tmp_path / "model.zip")
+    train_and_compare()
+    assert len(recordings) == 2
+    for model in (plain, replayed):
+        model.gamma = 0.5
+    train_and_compare()
+    assert len(recordings) == 3
+    # An error in the middle of loading does no harm either.
+    parameters = {name: value for name, value in replayed.get_parameters().items() if name != "ent_coef_optimizer"}
+    with pytest.raises(ValueError, match="ent_coef_optimizer"):
+        replayed.set_parameters(copy.deepcopy(parameters))
+    train_and_compare()
+    # What no longer fits is not kept.
+    assert len(recordings) == 4 and len(replayed._graphs) == 1
+
+
+def test_without_the_recording_the_learning_rate_is_the_optimizers(pair: Any) -> None:
+    plain, replayed, recordings, train_and_compare = pair
+    replayed.cuda_graph = False
+    for model in (plain, replayed):
+        model.lr_schedule = lambda progress: 0.01
+    train_and_compare()
+    assert len(recordings) == 1
+
+
+def test_a_copy_of_a_model_learns_by_itself(pair: Any) -> None:
+    plain, replayed, _, train_and_compare = pair
+    copied = copy.deepcopy(replayed)
+    assert copied.cuda_graph and not copied._graphs
+    before = copy.deepcopy(replayed.policy.state_dict())
+    train_and_compare(plain, copied)
+    for name, value in replayed.policy.state_dict().items():
+        assert th.equal(value, before[name])
+
+
+def test_recording_on_a_gpu() -> None:
+    if not th.cuda.is_available():  # then it says so
+        with pytest.raises((RuntimeError, AssertionError), match=r"CUDA|dummy"):
+            update_graph.record(dict, th.device("cuda"))
+        return
+    kwargs: dict[str, Any] = {"device": "cuda", "replay_buffer_kwargs": {"strategy": "random"}}
+    plain, replayed = trained(HIPISAC, 0, **kwargs), trained(HIPISAC, 0, **kwargs)
+    replayed.cuda_graph = True
+    for model in (plain, replayed):
+        model.learn(40, reset_num_timesteps=False)
+    assert replayed._graphs
+    for mine, theirs in zip(replayed.policy.parameters(), plain.policy.parameters(), strict=True):
+        th.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
 def test_without_cuda_nothing_is_recorded() -> None:

@@ -164,6 +164,13 @@ def test_it_keeps_to_gymnasiums_contract():
     env.step(env.action_space.sample())
     assert_array_equal(obs["observation"], before[0])
     assert_array_equal(infos["task_features"], before[1])
+    # And what is done to it does not change what follows.
+    disabled = make("PointFourRooms-v0", 3, autoreset_mode="Disabled")
+    disabled.reset(seed=0)
+    obs, *_, infos = disabled.step(np.ones((3, 2), dtype=np.float32))
+    obs["observation"][:] = infos["task_features"][:] = 99
+    obs, _ = disabled.reset(options={"reset_mask": np.array([True, False, False])})
+    assert_array_equal(obs["observation"], [[0, 0], [1, 1], [1, 1]])
     again = gym.make_vec(env.spec)
     assert again.num_envs == 5 and isinstance(again, PointVectorEnv)
     env.close()

@@ -387,7 +387,7 @@ def test_networks_of_another_kind_are_scored_pair_by_pair() -> None:
 def test_scoring_stays_on_its_device_and_reads_nothing_back(
     score: str, flatten: bool, activation: type[th.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # PyTorch's own distributions look at their arguments, where stable-baselines3 makes some.
+    # But for PyTorch's distributions, which look at their arguments: other networks than plain ones get some.
     monkeypatch.setattr(th.distributions.Distribution, "_validate_args", False)
     # Tensors on "meta" have no values: it is an error to read one, or to mix them with tensors of the CPU.
     model = small_sac(flatten, policy_kwargs={"net_arch": [8], "activation_fn": activation})

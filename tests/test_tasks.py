@@ -162,6 +162,8 @@ def test_judging_a_step_says_what_the_three_methods_say(family):
             assert (judged is None) == (asked is None)
             assert_array_equal(judged, asked)  # to the last bit
             assert np.asarray(judged).dtype.kind == np.asarray(asked).dtype.kind
+    _, terminated, success = family.judge(features, tasks)
+    assert success is None or not np.shares_memory(terminated, success)  # both are handed out
 
 
 class HalfReward(TargetVelocity):
@@ -484,6 +486,12 @@ def test_a_task_of_the_wrong_shape_or_outside_the_space_is_refused():
         family.check_task([0, np.nan])
     assert_array_equal(family.check_task([1, -1]), np.array([1, -1], dtype=np.float32))
     assert family.check_task([1, -1]).dtype == np.float32
+
+
+def test_a_task_that_is_none_of_a_finite_family_is_refused():
+    with pytest.raises(ValueError, match=r"none of the family's 3 tasks\. Pass one of them, such as \[1\.0, 0\.0, 0\.0\]"):
+        discrete().check_task([0.5, 0.5, 0.0])
+    assert_array_equal(discrete().check_task([0, 1, 0]), [0, 1, 0])
 
 
 def test_bounds_that_are_empty_or_differ_in_length_are_refused():

@@ -282,6 +282,16 @@ def test_a_nan_feature_names_step_and_task():
         env.step(STAY)
 
 
+def test_the_inner_environments_info_is_left_as_it_is():
+    kept = {"mine": 1}
+    env = make()
+    inner_step = env.env.step
+    env.env.step = lambda action: (*inner_step(action)[:4], kept)  # one that returns the same dictionary every time
+    env.reset(seed=0)
+    first, second = (env.step(STAY)[-1] for _ in range(2))
+    assert kept == {"mine": 1} and first is not second and first["mine"] == 1 and "task_features" in first
+
+
 def test_infinite_features_are_no_nan():
     env = make(WrongFeatures([np.inf, -np.inf]))
     env.reset(seed=0)

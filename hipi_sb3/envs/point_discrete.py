@@ -17,7 +17,8 @@ _MOVES_BY_AXIS = np.ascontiguousarray(np.transpose(MOVES))
 
 class GridPointEnv(PointEnv):
     """
-    :class:`~hipi_sb3.envs.point.PointEnv` whose four actions move by one unit along an axis, or not at all into a wall.
+    :class:`~hipi_sb3.envs.point.PointEnv` whose four actions move by one unit along an axis, or not at all
+    where a wall is in the way.
 
     :param kwargs: as for ``PointEnv``; there is no action noise
     """

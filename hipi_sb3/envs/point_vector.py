@@ -10,6 +10,7 @@ To add one: a line at the end of this file and ``vector_entry_point`` in :mod:`h
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,10 +166,10 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         """
         self._started = True
         self._positions[:, indices] = self.point.start[:, None]
-        self._seen_positions = self._seen_positions.copy()  # those of the last step are in its infos
         self._seen_positions[indices] = self.point.start
         self._noise_left[indices] = 0
         self._steps[indices] = 0
+        self._ended[indices] = False
         sample, check_task = self.task_family.sample, self.task_family.check_task
         for i in indices.tolist():
             if seeds is not None and seeds[i] is not None:
@@ -176,7 +177,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             task = self.fixed_tasks[i]
             if tasks is not None and tasks[i] is not None:
                 task = check_task(tasks[i])
-            self.tasks[i] = sample(self._generators[i] or self._generator(i), 1)[0] if task is None else task
+            self.tasks[i] = sample(self._generator(i), 1)[0] if task is None else task
         if self.render_mode is not None:
             for i in indices:
                 self._trails[i] = [tuple(self.point.start.tolist())]
@@ -203,7 +204,6 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},), not {mask!r}.")
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"PointVectorEnv: one seed an environment is {self.num_envs} seeds, not {len(seeds)}.")
-        self._ended &= ~mask
         self.begin(np.flatnonzero(mask), seeds, tasks)
         return self.observations(), {"task": np.where(mask[:, None], self.tasks, 0), "_task": mask}
 
@@ -262,7 +262,8 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         if self.render_mode is not None:
             for trail, (x, y) in zip(self._trails, self._positions.T.tolist(), strict=True):
                 trail.append((x, y))
-        self._seen_positions = features = self._positions.T.astype(np.float32, order="C")
+        features = self._positions.T.astype(np.float32, order="C")
+        self._seen_positions = features.copy()  # the features are handed out
         rewards, terminated, success = self.task_family.judge(features, self.tasks)
         return Outcome(features, rewards.astype(np.float64), terminated, self._steps >= self._step_limit, success)
 
@@ -372,10 +373,10 @@ def taken_substeps(n_substeps: int) -> tuple[np.ndarray, np.ndarray, int]:
     """
     How many substeps count along each axis, for every way in which a point can meet walls.
 
-    With ``beyond`` the number of substeps that end outside the first square, negative where the square is left downwards, an
-    entry is ``((beyond_x + last) * (2 * last + 1) + beyond_y + last) * 8 + walls``, where ``walls`` are the bits of
-    :func:`walls_ahead` and ``last`` is n_substeps + 1. So much is only reached by a step that rounding takes from one border
-    across the next one, into a third square: the table does not know that one, and has NaN.
+    With ``beyond`` the number of substeps of an axis that end outside the first square, negative where the square is left
+    downwards, an entry is ``((beyond_x + last) * (2 * last + 1) + beyond_y + last) * 8 + walls``, where ``walls`` are the bits
+    of :func:`walls_ahead` and ``last`` is n_substeps + 1. ``abs(beyond) == last`` needs a third square, which only rounding
+    can reach, from one border across the next one: the table does not know that square, and has NaN.
 
     :param n_substeps: substeps of a step
     :return: substeps along axis 0 and axis 1, (2, entries); weights of the squares, (n_substeps + 1, 2), whose sum is the
@@ -383,9 +384,10 @@ def taken_substeps(n_substeps: int) -> tuple[np.ndarray, np.ndarray, int]:
     """
     last = n_substeps + 1
     table = np.full((2 * last + 1, 2 * last + 1, 8, 2), np.nan)
-    for beyond_x, beyond_y, walls in np.ndindex(2 * last - 1, 2 * last - 1, 8):
+    known = range(-n_substeps, last)
+    for beyond_x, beyond_y, walls in product(known, known, range(8)):
         # The first substep that leaves the square; `last` if none does.
-        leaves_x, leaves_y = last - abs(beyond_x + 1 - last), last - abs(beyond_y + 1 - last)
+        leaves_x, leaves_y = last - abs(beyond_x), last - abs(beyond_y)
         # is_wall[left the square along axis 0][left it along axis 1]
         is_wall = ((False, bool(walls & 2)), (bool(walls & 1), bool(walls & 4)))
         x = y = 0
@@ -394,7 +396,7 @@ def taken_substeps(n_substeps: int) -> tuple[np.ndarray, np.ndarray, int]:
                 x += 1
             if not is_wall[x >= leaves_x][y + 1 >= leaves_y]:
                 y += 1
-        table[beyond_x + 1, beyond_y + 1, walls] = x, y
+        table[beyond_x + last, beyond_y + last, walls] = x, y
     weights = np.ones((n_substeps + 1, 2)) * [8 * (2 * last + 1), 8]
     weights[0] *= -n_substeps
     return np.ascontiguousarray(table.reshape(-1, 2).T), weights, 8 * last * (2 * last + 2)
