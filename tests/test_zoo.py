@@ -218,13 +218,14 @@ def test_an_environment_without_tasks_is_trained_as_rl_zoo3_does(main, tmp_path)
 
 def test_a_search_finishes_its_trials_on_fixed_tasks(tmp_path):
     arguments = ["-optimize", "-n", 60, "--n-trials", 2, "--eval-tasks", 2, "--n-evaluations", 1, "--seed", 5]
-    arguments += ["--storage", "study.log", "--study-name", "s", "--n-startup-trials", 1]
+    # Once in some hundred trials a policy that has learned nothing comes across its goal, and the next one would be pruned.
+    arguments += ["--storage", "study.log", "--study-name", "s", "--n-startup-trials", 1, "--pruner", "none"]
     output = run("train.py", *arguments, "-params", "learning_starts:50", cwd=tmp_path).stdout
     assert "Number of finished trials:  2" in output
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
     trials = optuna.load_study(study_name="s", storage=storage).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
-    assert [trial.value for trial in trials] == [-75.0, -75.0]
+    assert all(-75.0 <= trial.value <= 0.0 for trial in trials)
     assert {"relabel_strategy", "relabel_temperature", "learning_rate", "tau"} <= set(trials[0].params)
     assert list(tmp_path.glob("logs/hipi_sac/report_*.csv"))
     # Nothing that could be taken for a trained run.
