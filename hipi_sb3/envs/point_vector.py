@@ -43,6 +43,16 @@ class Outcome(NamedTuple):
     truncated: np.ndarray
     is_success: np.ndarray | None
 
+    def only(self, mask: np.ndarray) -> "Outcome":
+        """
+        The features and successes of some environments, 0 for the others.
+
+        :param mask: which, (num_envs,), bool
+        :return: a copy of those
+        """
+        features = np.where(mask[:, None], self.task_features, np.float32(0))
+        return self._replace(task_features=features, is_success=None if self.is_success is None else self.is_success & mask)
+
 
 class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     """
@@ -96,6 +106,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         # Axes come first and the environments last, so that every line of arithmetic runs over contiguous memory.
         self._positions = np.zeros((2, num_envs))
         self._seen_positions = np.zeros((num_envs, 2), dtype=np.float32)
+        self._start_column = self.point.start[:, None]
         self._noise = np.zeros((num_envs, NOISE_BLOCK, 2))
         self._noise_left = np.zeros(num_envs, dtype=np.int64)  # numbers, two a step
         self._noise_rows = np.arange(num_envs) * (2 * NOISE_BLOCK) + np.array([[0], [1]])
@@ -165,11 +176,11 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         :param tasks: sequence of the tasks of all environments; where one is None, the fixed one or a draw from the prior
         """
         self._started = True
-        self._positions[:, indices] = self.point.start[:, None]
+        self._positions[:, indices] = self._start_column
         self._seen_positions[indices] = self.point.start
-        self._noise_left[indices] = 0
         self._steps[indices] = 0
-        self._ended[indices] = False
+        if self.point.action_noise > 0:
+            self._noise_left[indices] = 0
         sample, check_task = self.task_family.sample, self.task_family.check_task
         for i in indices.tolist():
             if seeds is not None and seeds[i] is not None:
@@ -204,6 +215,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ValueError(f"reset_mask must be a bool array of shape ({self.num_envs},), not {mask!r}.")
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"PointVectorEnv: one seed an environment is {self.num_envs} seeds, not {len(seeds)}.")
+        self._ended &= ~mask
         self.begin(np.flatnonzero(mask), seeds, tasks)
         return self.observations(), {"task": np.where(mask[:, None], self.tasks, 0), "_task": mask}
 
@@ -227,20 +239,24 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         final_infos: dict[str, Any] = {}
         if resting is not None:
             stepped = ~resting
-            rewards[resting] = 0.0
+            rows = resting.nonzero()[0]
+            rewards[rows] = outcome.task_features[rows] = 0
+            if outcome.is_success is not None:
+                outcome.is_success[rows] = False
             terminated, truncated = terminated & stepped, truncated & stepped
-            self.begin(resting.nonzero()[0])
+            self.begin(rows)
         ended = terminated | truncated
         if self.autoreset_mode is not AutoresetMode.SAME_STEP:
             self._ended = ended
         elif np.count_nonzero(ended):
             stepped = ~ended
-            final_obs, final_info = np.full(self.num_envs, None, dtype=object), self._infos(ended, outcome)
+            final_obs, final_info = np.full(self.num_envs, None, dtype=object), self._infos(ended, outcome.only(ended))
             final_info |= {"task": np.where(ended[:, None], self.tasks, 0), "_task": ended}
             last = list(iterate(self.observation_space, self.observations()))
             for i in np.flatnonzero(ended):
                 final_obs[i] = last[i]
             final_infos = {"final_obs": final_obs, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
+            outcome = outcome.only(stepped)
             self.begin(ended.nonzero()[0])
         infos = final_infos | self._infos(stepped, outcome)
         infos["task"], infos["_task"] = self.tasks.copy(), everyone
@@ -279,21 +295,16 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
     def _infos(self, mask: np.ndarray, outcome: Outcome) -> dict[str, Any]:
         """Gymnasium's way: under ``_key``, whose values under ``key`` count; the others are 0."""
-        n_counted = np.count_nonzero(mask)
-        if n_counted == 0:
+        if np.count_nonzero(mask) == 0:
             return {}
-        features, success = outcome.task_features, outcome.is_success
-        if n_counted < self.num_envs:
-            features = np.where(mask[:, None], features, np.float32(0))
-            success = None if success is None else success & mask
         infos = {
-            "task_features": features,
+            "task_features": outcome.task_features,
             "_task_features": mask,
             "env_terminated": np.zeros(self.num_envs, dtype=bool),
             "_env_terminated": mask,
         }
-        if success is not None:
-            infos["is_success"], infos["_is_success"] = success, mask
+        if outcome.is_success is not None:
+            infos["is_success"], infos["_is_success"] = outcome.is_success, mask
         return infos
 
     # -- physics --------------------------------------------------------------------------------------------------------
