@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import torch as th
@@ -18,6 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from hipi_sb3.fast_sac import PolicySample
 from hipi_sb3.layers import Layers, PairInputs, is_flat
+from hipi_sb3.layout import each
 from hipi_sb3.names import lookup
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
@@ -74,8 +76,8 @@ class Pairs:
             rows = slice(start, start + step)
             yield replace(
                 self,
-                observations=_rows(self.observations, rows),
-                next_observations=_rows(self.next_observations, rows),
+                observations=each(self.observations, itemgetter(rows)),
+                next_observations=each(self.next_observations, itemgetter(rows)),
                 actions=self.actions[rows],
                 tasks=self.tasks if self.tasks.dim() == 2 else self.tasks[rows],
                 rewards=self.rewards[rows],
@@ -199,7 +201,8 @@ class SACLearner(Learner):
         rows = self._flatten(pairs.with_task(observations, no_task))
         if self._first is None:
             # On the CPU, whatever the device is: nothing has to be read back.
-            one_row, no_task = _zeros_on_cpu(observations), no_task.new_zeros(1, no_task.shape[1], device="cpu")
+            one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device="cpu"))
+            no_task = no_task.new_zeros(1, no_task.shape[1], device="cpu")
             is_task = self._flatten(pairs.with_task(one_row, no_task + 1)) != self._flatten(pairs.with_task(one_row, no_task))
             self._first = int(is_task[0].byte().argmax())
         return PairInputs(rows, pairs.tasks, self._first)
@@ -414,16 +417,3 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
 def _bellman(gamma: float, pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
     # Not (1 - d) * value: an impossible task (reward -inf) must not meet a NaN, nor a terminal row an unbounded value.
     return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), gamma * next_value)
-
-
-def _zeros_on_cpu(observations: TensorObs) -> TensorObs:
-    """One row of zeros that is shaped like the observations."""
-    if isinstance(observations, dict):
-        return {key: _zeros_on_cpu(value) for key, value in observations.items()}
-    return observations.new_zeros(1, *observations.shape[1:], device="cpu")
-
-
-def _rows(observations: TensorObs, rows: slice) -> TensorObs:
-    if isinstance(observations, dict):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]
