@@ -2,7 +2,7 @@
 Look at a trained policy: run it on tasks, print what came out, draw it.
 
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --plot
-    python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --task 20 30 --task 5 25 --no-render
+    python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --task 25 30 --task 5 25 --no-render
     python zoo/enjoy.py --algo hipi_sac --env HalfCheetahVelocity-v0 --tasks grid --record run.mp4
     python zoo/enjoy.py --algo hipi_sac --env ReacherDiscrete-v0 --tasks all
 
