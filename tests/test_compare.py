@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch as th
 from conftest import require
 from numpy.testing import assert_allclose
 
 require("rl_zoo3")
 require("rliable")
 
-from hipi_sb3 import GoalReaching, LinearReward
+from hipi_sb3 import HIPISAC, GoalReaching, LinearReward
 from zoo import benchmark, enjoy, plots, report
 from zoo.comparison import area_under, steps_to, summarize
+from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,6 +104,49 @@ def test_the_same_cells_run_on_ray(tmp_path, compared):
     columns = ["method", "env", "seed", "timesteps", "mean_return", "success"]
     here, there = (pd.read_csv(folder / "evaluations.csv")[columns] for folder in (compared[0], tmp_path))
     pd.testing.assert_frame_equal(here[here["method"] == "none"].reset_index(drop=True), there)
+
+
+def test_forked_cells_have_the_results_of_fresh_ones(tmp_path, compared):
+    run_benchmark(tmp_path, "none,hipi", "--engine", "fresh")
+    columns = ["method", "env", "seed", "timesteps", "mean_return", "success"]
+    forked, fresh = (pd.read_csv(folder / "evaluations.csv")[columns] for folder in (compared[0], tmp_path))
+    pd.testing.assert_frame_equal(forked, fresh)
+
+
+def test_runs_forked_one_after_another_learn_what_a_fresh_one_learns(tmp_path):
+    arguments = ["--seed", "3", "-n", "120", "--eval-freq", "60", "--eval-tasks", "3", "--no-picture", "-f"]
+    params = [
+        "-params",
+        "learning_starts:20",
+        "policy_kwargs:dict(net_arch=[16])",
+        "replay_buffer_kwargs:dict(warmup_updates=20)",
+    ]
+    command = [sys.executable, str(ROOT / "zoo" / "train.py"), *arguments, str(tmp_path / "fresh"), *params]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=True)
+    warm = WarmProcess()
+    for name in ("first", "second"):
+        assert warm.run([*arguments, str(tmp_path / name), *params], tmp_path / "output.txt")[0] == 0
+    warm.close()
+    fresh, *forked = (next((tmp_path / name).rglob("PointFourRooms-v0.zip")) for name in ("fresh", "first", "second"))
+    expected = HIPISAC.load(fresh)
+    assert expected._n_updates > 20
+    for path in forked:
+        for name, value in HIPISAC.load(path).policy.state_dict().items():
+            assert th.equal(value, expected.policy.state_dict()[name]), name
+        with np.load(path.parent / "evaluations.npz") as now, np.load(fresh.parent / "evaluations.npz") as then:
+            assert now["results"].tolist() == then["results"].tolist()
+
+
+def test_a_process_that_runs_are_forked_from_says_what_became_of_them(tmp_path):
+    warm = WarmProcess()
+    try:
+        assert warm.run(["--env", "NoSuchEnv-v0"], tmp_path / "output.txt")[0] == 2
+        assert "unknown environment 'NoSuchEnv-v0'" in (tmp_path / "output.txt").read_text()
+        assert warm.run(["--help"], tmp_path / "help.txt")[0] == 0
+    finally:
+        warm.kill()
+    with pytest.raises(RuntimeError, match="has ended"):
+        warm.run(["--help"], tmp_path / "help.txt")
 
 
 @pytest.mark.expensive

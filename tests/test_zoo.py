@@ -18,14 +18,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 require("rl_zoo3")
 
 import optuna
+import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hipi_sb3
 from hipi_sb3 import CallableTasks, HIPIReplayBuffer, MultiTaskWrapper
 from hipi_sb3.evaluation import evaluation_tasks
-from zoo import benchmark, enjoy, experiment, plugin, train
+from zoo import benchmark, enjoy, experiment, plugin
 from zoo.experiment import TaskExperimentManager, parse_relabel
+from zoo.options import ALGORITHMS, RELABEL_OPTIONS, print_help
 
 ROOT = Path(__file__).parent.parent
 YAML_FILES = sorted((ROOT / "hyperparams").glob("*.yml"))
@@ -411,7 +413,8 @@ def test_registering_twice_changes_nothing():
 
 
 def test_the_command_line_offers_every_option_of_the_buffer():
-    options = set(train.relabel_options())
+    options = set(experiment.relabel_options())
+    assert tuple(experiment.relabel_options()) == RELABEL_OPTIONS
     assert {"strategy", "score", "log_partition", "temperature", "candidates", "relabel_prob", "warmup_updates"} <= options
     assert options <= set(inspect.signature(HIPIReplayBuffer).parameters)
     assert not options & {"buffer_size", "device", "family", "n_steps"}
@@ -423,3 +426,54 @@ def test_help_shows_the_options_of_both(main, capsys):
     assert exit_info.value.code == 0
     output = capsys.readouterr().out
     assert "--relabel NAME=VALUE" in output and "--n-startup-trials" in output
+
+
+def test_help_is_what_rl_zoo3_says_of_its_options(monkeypatch, capsys):
+    print_help("What it is.")
+    shown = capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        rl_zoo3.train.train()
+    original = capsys.readouterr().out.split("options:", 1)
+    usage, described = shown.split("Options of rl_zoo3", 1)[1].split("usage:", 1)[1].split("options:", 1)
+    assert described == original[1]
+    assert usage.split()[1:] == original[0].split()[2:]
+    assert tuple(plugin.KEY_TO_ALGORITHM) == ALGORITHMS
+
+
+IMPORTED_BY = """
+import sys
+sys.argv = ["train.py", *{arguments}]
+sys.path.insert(0, {root!r})
+import atexit, runpy
+atexit.register(lambda: print("IMPORTED", *[name for name in {heavy} if name in sys.modules], file=sys.stderr))
+runpy.run_path({root!r} + "/zoo/train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, heavy",
+    [
+        (["--help"], ["torch", "rl_zoo3", "stable_baselines3", "optuna", "gymnasium", "numpy", "hipi_sb3"]),
+        (
+            ["-n", "40", "--no-picture", "--eval-freq", "-1", "--eval-tasks", "2", *QUICK],
+            ["matplotlib", "wandb", "plotly", "optuna.visualization", "sklearn", "mujoco", "ray", "scipy.stats"],
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported_that_is_not_needed(arguments, heavy, tmp_path):
+    program = IMPORTED_BY.format(arguments=arguments, root=str(ROOT), heavy=heavy)
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[-1].split() == ["IMPORTED"]
+
+
+def test_what_was_deferred_is_there_when_it_is_called():
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import zoo.train, rl_zoo3.exp_manager as manager, optuna;"
+        "assert 'matplotlib' not in sys.modules; optuna.visualization.plot_param_importances = lambda study: f'drew {study}';"
+        "print(manager.plot_param_importances('study 7'), optuna.visualization.__file__)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert result.stdout.startswith("drew study 7 /"), result.stderr

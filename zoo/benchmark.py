@@ -3,7 +3,8 @@ Compare methods over environments and seeds.
 
     python zoo/benchmark.py --suite point --methods none,her_future,hipi --seeds 5 --jobs 2
 
-Every cell (method, environment, seed) is a run of ``zoo/train.py`` in a process of its own with one thread. Finished cells are
+Every cell (method, environment, seed) is a run of ``zoo/train.py`` in a process of its own with one thread, forked from one
+that has imported everything (``--engine fresh`` starts each anew, with the same results). Finished cells are
 not run again, so that an interrupted benchmark goes on where it was; a cell that breaks is reported, does not stop the
 others, and is tried again next time. All evaluations are gathered in one CSV, and a table compares the methods by
 interquartile mean with bootstrap intervals (rliable: Agarwal et al., NeurIPS 2021, arXiv 2108.13264).
@@ -35,6 +36,7 @@ import hipi_sb3  # noqa: F401  registers the environments
 from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
 from zoo.provenance import command_line, commit, provenance
+from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,7 +130,10 @@ KEY_TO_METHOD: dict[str, Method] = {
 
 
 #: Processes of this process, to end with it.
-_RUNNING: set["subprocess.Popen[bytes]"] = set()
+_RUNNING: set["subprocess.Popen[bytes] | WarmProcess"] = set()
+
+#: The process that the cells of a thread are forked from.
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -325,11 +330,36 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     ]
     command += ["--log-folder", str(run_folder / "logs"), *options]
     start, commit_before = time.perf_counter(), commit()
-    with open(run_folder / "output.txt", "w") as output:
+    runs = run_forked if args.engine == "processes" and hasattr(os, "fork") else run_fresh
+    exit_code, cpu_seconds = runs(command, run_folder / "output.txt")
+    results = sorted((run_folder / "logs").glob("*/*/evaluations.npz"), key=lambda path: path.stat().st_mtime)
+    if exit_code != 0 or not results:
+        return f"exit code {exit_code}; its last words are in {run_folder / 'output.txt'}"
+    values = {
+        "command": command[1:],
+        "options": options,
+        "evaluations": str(results[-1].relative_to(run_folder)),
+        "commit": commit_before,
+        "wall_seconds": time.perf_counter() - start,
+        "cpu_seconds": cpu_seconds,
+    }
+    write_atomically(run_folder / "cell.json", json.dumps(values, indent=1) + "\n")
+    return None
+
+
+def run_fresh(command: list[str], output: Path) -> tuple[int, float]:
+    """
+    Run a command in a new process.
+
+    :param command: command
+    :param output: file for what it prints
+    :return: exit code, and seconds of processor time
+    """
+    with open(output, "w") as file:
         # In a session of its own: Ctrl-C would end a training early, and it would look finished.
         process = subprocess.Popen(
             command,
-            stdout=output,
+            stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
@@ -338,19 +368,21 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         _RUNNING.discard(process)
-    results = sorted((run_folder / "logs").glob("*/*/evaluations.npz"), key=lambda path: path.stat().st_mtime)
-    if process.returncode != 0 or not results:
-        return f"exit code {process.returncode}; its last words are in {run_folder / 'output.txt'}"
-    values = {
-        "command": command[1:],
-        "options": options,
-        "evaluations": str(results[-1].relative_to(run_folder)),
-        "commit": commit_before,
-        "wall_seconds": time.perf_counter() - start,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-    }
-    write_atomically(run_folder / "cell.json", json.dumps(values, indent=1) + "\n")
-    return None
+    return process.returncode, usage.ru_utime + usage.ru_stime
+
+
+def run_forked(command: list[str], output: Path) -> tuple[int, float]:
+    """
+    Run a command of ``zoo/train.py`` in a fork of the process that this thread has warmed.
+
+    :param command: command
+    :param output: file for what it prints
+    :return: exit code, and seconds of processor time, without those of the imports
+    """
+    if not hasattr(_THREAD, "warm"):
+        _THREAD.warm = WarmProcess()
+        _RUNNING.add(_THREAD.warm)
+    return _THREAD.warm.run(command[2:], output)
 
 
 def run_on_ray(cells: list[Cell], folder: Path, args: argparse.Namespace) -> Iterator[tuple[Cell, str | None]]:
@@ -404,9 +436,16 @@ def run_in_threads(cells: list[Cell], folder: Path, args: argparse.Namespace) ->
             for process in list(_RUNNING):
                 process.kill()
             raise
+    for process in [process for process in _RUNNING if isinstance(process, WarmProcess)]:
+        process.close()
+        _RUNNING.discard(process)
 
 
-KEY_TO_ENGINE: dict[str, Callable[..., Iterator[tuple[Cell, str | None]]]] = {"processes": run_in_threads, "ray": run_on_ray}
+KEY_TO_ENGINE: dict[str, Callable[..., Iterator[tuple[Cell, str | None]]]] = {
+    "processes": run_in_threads,
+    "fresh": run_in_threads,
+    "ray": run_on_ray,
+}
 
 
 def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:

@@ -24,6 +24,15 @@ if __name__ == "__main__":
     # One thread: the networks are small, and two runs share a machine better than two thread pools. Before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from zoo.deferred import defer_imports
+from zoo.options import DEFAULTS, make_parser, print_help
+
+if __name__ == "__main__" and not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+    # Before anything that takes seconds to import.
+    print_help(__doc__)
+    sys.exit(0)
+defer_imports()
+
 import gymnasium as gym
 import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
@@ -32,11 +41,8 @@ from zoo import plugin
 from zoo.checkpoints import RunStopped
 from zoo.cloning import LauncherBC
 from zoo.errors import ConfigurationError, check_name, exit_with_error
-from zoo.experiment import TaskExperimentManager, parse_relabel, recorded_arguments, relabel_options
+from zoo.experiment import TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
-
-#: Options of rl_zoo3 that have other defaults here. They stand first, so those of the user win.
-DEFAULTS = ["--num-threads", "1", "--eval-freq", "5000", "--eval-episodes", "1", "--n-eval-envs", "5", "--n-evaluations", "5"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     plugin.register()
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = make_parser()
+    parser = make_parser(__doc__)
     args, rl_zoo3_arguments = parser.parse_known_args(arguments)
     if args.resume is not None:
         try:
@@ -60,8 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
         # Cloning has bars of its own, for its labels too.
         rl_zoo3_arguments = [argument for argument in rl_zoo3_arguments if argument not in ("-P", "--progress")]
     if args.help:
-        parser.print_help()
-        print(f"\nOptions of rl_zoo3, with the defaults {' '.join(DEFAULTS)}:\n")
+        print_help(__doc__)
+        sys.exit(0)
     managers: list[TaskExperimentManager] = []
 
     def make_manager(*manager_args: Any, **manager_kwargs: Any) -> TaskExperimentManager:
@@ -83,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         relabel = check_arguments(args)
         for_rl_zoo3 = ["--algo", args.algo, "--env", args.env, *DEFAULTS, *rl_zoo3_arguments]
-        sys.argv = [sys.argv[0], *for_rl_zoo3, *(["--help"] if args.help else [])]
+        sys.argv = [sys.argv[0], *for_rl_zoo3]
         rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[misc,assignment]
         rl_zoo3.train.train()
     except ConfigurationError as error:
@@ -113,66 +119,6 @@ def resumed_arguments(run_folder: str, arguments: list[str]) -> list[str]:
     """
     has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
     return [*recorded_arguments(run_folder, has_n_timesteps), *arguments]
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """
-    Make the parser of the options that rl_zoo3 has not, or whose mistakes it answers with a traceback.
-
-    :return: parser
-    """
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("-h", "--help", action="store_true", help="show this, then the options of rl_zoo3")
-    parser.add_argument("--algo", default="hipi_sac", help="algorithm (default: %(default)s)")
-    parser.add_argument("--env", default="PointFourRooms-v0", help="environment id (default: %(default)s)")
-    parser.add_argument(
-        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import, which register environments"
-    )
-    parser.add_argument(
-        "--relabel",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="set single options of HIPIReplayBuffer and leave the others as in the YAML file: "
-        f"{', '.join(relabel_options())}; for instance strategy=none or 'candidates={{batch: 0.5, achieved: 0.5}}'",
-    )
-    parser.add_argument(
-        "--dataset",
-        metavar="PATH",
-        help="with --algo hipi_bc: clone this data set (.npz, folder of .npy, Minari id or path) for -n minibatches, "
-        "instead of "
-        "collecting in the environment",
-    )
-    parser.add_argument(
-        "--eval-tasks", type=int, default=20, metavar="N", help="tasks to evaluate on, --eval-episodes each (default: 20)"
-    )
-    parser.add_argument("--no-picture", action="store_true", help="draw no trajectories.png at the end")
-    parser.add_argument(
-        "--checkpoint-freq",
-        type=int,
-        default=10_000,
-        metavar="STEPS",
-        help="between two checkpoints (with --dataset minibatches), the last two of which are kept; 0: none (default: 10000)",
-    )
-    parser.add_argument("--resume", metavar="RUN_FOLDER", help="go on with a run that was killed; -n may be larger")
-    parser.add_argument(
-        "--search-space", default="default", help="what -optimize samples from: default, or small for trials of minutes"
-    )
-    parser.add_argument(
-        "--heartbeat",
-        type=int,
-        default=60,
-        metavar="SECONDS",
-        help="between two signs of life of a worker of a search; after two without one its trial is run again (default: 60)",
-    )
-    return parser
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
