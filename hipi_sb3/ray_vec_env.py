@@ -154,8 +154,9 @@ class RayVecEnv(VecEnv):
         said = " ".join(str(error).split())[:300]
         if self.n_restarts > self._max_restarts:
             raise RuntimeError(
-                f"More than max_restarts={self._max_restarts} Ray actors have died, the last with environments "
-                f"{where.start} to {where.stop - 1}: {said} Look for what ends them (memory, machines that leave), or raise max_restarts."
+                f"More than max_restarts={self._max_restarts} Ray actors have died, the last one with environments "
+                f"{where.start} to {where.stop - 1}: {said} Look for what ends them (memory, machines that leave), or raise "
+                "max_restarts."
             ) from error
         _logger.warning(
             "Ray actor %d with environments %d to %d died and is replaced (%d so far); its episodes count as truncated. %s",
@@ -301,7 +302,7 @@ class EnvActor:
         :return: observations, rewards, dones, infos, and the infos of the last resets
         """
         # What Ray hands over cannot be written to, which an environment may do to its action.
-        return *self.envs.step(np.array(actions)), list(self.envs.reset_infos)  # type: ignore[return-value]
+        return *self.envs.step(np.array(actions)), list(self.envs.reset_infos)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: list[int] | None) -> Any:
         """

@@ -5,6 +5,7 @@ A forked run gives what a fresh one does: it seeds everything that it draws from
 one thread and has drawn nothing, opened nothing and set nothing up but imports.
 """
 
+import gc
 import json
 import os
 import signal
@@ -68,8 +69,14 @@ def serve() -> None:
     # Prints of imports must not pass for answers.
     commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    import torch as th
+
     from zoo import train
 
+    # The first optimizer imports PyTorch's compiler, which takes a second.
+    th.optim.Adam([th.nn.Parameter(th.zeros(1))])
+    gc.collect()
+    gc.freeze()  # what is there stays shared with the runs
     for command in commands:
         arguments, output, folder = json.loads(command)
         process = os.fork()
