@@ -71,6 +71,10 @@ GOAL_SOURCES = ("achieved", "future")
 #: All tasks of a finite family, weighted by the prior; not a draw, so it cannot be mixed.
 ALL = "all"
 
+#: Above so many tasks of a finite family, its candidates are drawn by default: the cost of scoring all of them grows with
+#: their number, that of draws does not.
+MANY_TASKS = 256
+
 
 class CandidateSampler:
     """
@@ -78,8 +82,9 @@ class CandidateSampler:
 
     :param family: the tasks
     :param candidates: a source (``"batch"``, ``"prior"``, ``"achieved"``, ``"future"``), a mixture of them as shares, such
-        as ``{"batch": 0.5, "achieved": 0.5}``, or ``"all"`` tasks of a finite family. If None: ``"all"`` for finite families,
-        half commanded and half achieved tasks for goal families, ``"batch"`` for the rest
+        as ``{"batch": 0.5, "achieved": 0.5}``, or ``"all"`` tasks of a finite family. If None: ``"all"`` for finite families
+        of at most ``MANY_TASKS`` and draws from the prior for larger ones, half commanded and half achieved tasks for goal
+        families, ``"batch"`` for the rest
     :param n_tasks: number of candidates; ``"all"`` ignores it
     :raises ValueError: when a source is unknown or does not exist for this family
     """
@@ -120,7 +125,7 @@ class CandidateSampler:
         """
         if ALL in self.shares:
             assert self.family.tasks is not None
-            return Candidates(self.family.tasks, self.family.log_prior(self.family.tasks))
+            return Candidates(np.ascontiguousarray(self.family.tasks), self.family.log_prior(self.family.tasks))
         counts = split_by_share(self.n_tasks, self.shares)
         drawn = [KEY_TO_SOURCE[key](rows, n, rng).astype(np.float32) for key, n in counts.items() if n > 0]
         # Draws from the prior carry p(psi) already; the density of achieved tasks is not known. So no weight but the count.
@@ -134,13 +139,14 @@ class CandidateSampler:
 
 def default_candidates(family: TaskFamily) -> str | dict[str, float]:
     """
-    The default candidates: every task of a finite family, half commanded and half achieved goals.
+    The default candidates: every task of a finite family, or draws from its prior where it has many, half commanded and half
+    achieved goals.
 
     :param family: the tasks
     :return: a value for ``candidates``
     """
     if family.tasks is not None:
-        return ALL
+        return ALL if len(family.tasks) <= MANY_TASKS else "prior"
     return {"batch": 0.5, "achieved": 0.5} if family.reaches_goals else "batch"
 
 

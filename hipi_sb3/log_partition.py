@@ -17,6 +17,7 @@ from gymnasium import spaces
 from scipy.special import logsumexp
 
 from hipi_sb3.names import lookup
+from hipi_sb3.task_set import TaskSet
 
 
 class LogPartition(ABC):
@@ -214,7 +215,7 @@ class _Table:
 
     def __init__(self, settings: RunningLogPartition, tasks: np.ndarray) -> None:
         self.settings = settings
-        self.slot = {task.tobytes(): index for index, task in enumerate(np.asarray(tasks, dtype=np.float32))}
+        self.task_set = TaskSet(tasks)
         self.log_z = np.zeros(len(tasks))
         self.n_batches = np.zeros(len(tasks), dtype=np.int64)
 
@@ -237,14 +238,21 @@ class _Table:
             log_z = log_mean_exp(scores)
             finite = ~np.isneginf(log_z)
             return slots[finite], log_z[finite]
-        columns = np.unique(slots)
-        log_z = np.array([log_mean_exp(scores[slots == column]) for column in columns])
+        order = np.argsort(slots, axis=None, kind="stable")
+        columns, starts, counts = np.unique(slots.ravel()[order], return_index=True, return_counts=True)
+        by_column = scores.ravel()[order]
+        largest = np.maximum.reduceat(by_column, starts)
+        shift = np.where(np.isneginf(largest), 0.0, largest)
+        with np.errstate(divide="ignore"):
+            log_z = np.log(np.add.reduceat(np.exp(by_column - np.repeat(shift, counts)), starts) / counts) + shift
         finite = ~np.isneginf(log_z)
         return columns[finite], log_z[finite]
 
     def _slots(self, tasks: np.ndarray) -> np.ndarray:
-        flat = np.ascontiguousarray(tasks.reshape(-1, tasks.shape[-1]), dtype=np.float32)
-        return np.array([self.slot[task.tobytes()] for task in flat]).reshape(tasks.shape[:-1])
+        slots = self.task_set.index(tasks)
+        if np.any(slots < 0):
+            raise KeyError("RunningLogPartition: a candidate is none of the family's tasks. Draw candidates from the family.")
+        return slots
 
     def __call__(self, tasks: np.ndarray) -> np.ndarray:
         return self.log_z[self._slots(tasks)]

@@ -18,6 +18,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.task_set import OneHotState, TaskSet, one_hot_tasks
+
 #: ``features(env, obs, action, next_obs, reward, info) -> (feature_dim,)``, what :meth:`TaskFamily.features` computes.
 FeatureFn = Callable[[gym.Env, Any, Any, Any, Any, dict[str, Any]], np.ndarray]
 
@@ -100,6 +102,11 @@ class TaskFamily(ABC):
         return rng.uniform(self.prior_space.low, self.prior_space.high, size=(n, self.task_dim)).astype(np.float32)
 
     @cached_property
+    def _task_set(self) -> TaskSet:
+        assert self.tasks is not None
+        return TaskSet(self.tasks)
+
+    @cached_property
     def _cumulative_prior(self) -> np.ndarray:
         """Probability of each task of a finite family and of those before it, (n_tasks,)."""
         assert self.tasks is not None
@@ -119,7 +126,7 @@ class TaskFamily(ABC):
         """
         tasks = np.asarray(tasks)
         if self.tasks is not None:
-            return _of_set(tasks, self.tasks, np.full(len(self.tasks), -np.log(len(self.tasks))))
+            return self._task_set.values(tasks, np.full(len(self.tasks), -np.log(len(self.tasks))))
         low, high = self.prior_space.low, self.prior_space.high
         inside = np.all((tasks >= low) & (tasks <= high), axis=-1)
         return np.where(inside, -np.sum(np.log(high.astype(np.float64) - low)), -np.inf)
@@ -226,7 +233,7 @@ class TaskFamily(ABC):
                 f"{type(self).__name__}: task {array.tolist()} is outside the task space, "
                 f"low {low.tolist()}, high {high.tolist()}. Pass a task inside it or widen the family's space."
             )
-        if self.tasks is not None and not np.any(np.all(self.tasks == array, axis=1)):
+        if self.tasks is not None and self._task_set.index(array) < 0:
             raise ValueError(
                 f"{type(self).__name__}: task {array.tolist()} is none of the family's {len(self.tasks)} tasks. "
                 f"Pass one of them, such as {self.tasks[0].tolist()}."
@@ -395,7 +402,7 @@ class GoalMargin(_Reaching):
 # -- finite sets ------------------------------------------------------------------------------------------------------
 
 
-class DiscreteTasks(TaskFamily):
+class DiscreteTasks(OneHotState, TaskFamily):
     """
     Any K reward functions; psi is a one-hot vector that says which.
 
@@ -419,7 +426,7 @@ class DiscreteTasks(TaskFamily):
         prior: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         n_tasks = len(rewards)
-        super().__init__(_one_hot_space(n_tasks), feature_dim, tasks=np.eye(n_tasks))
+        super().__init__(_one_hot_space(n_tasks), feature_dim, tasks=one_hot_tasks(n_tasks))
         for name, functions in (("terminated", terminated), ("success", success)):
             if functions is not None and len(functions) != n_tasks:
                 raise ValueError(f"DiscreteTasks: {n_tasks} rewards but {len(functions)} functions in {name}.")
@@ -430,8 +437,7 @@ class DiscreteTasks(TaskFamily):
         self.log_prior_values = _log_prior_values(prior, n_tasks)
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
-        assert self.tasks is not None
-        return _of_set(tasks, self.tasks, self.log_prior_values)
+        return self._task_set.values(tasks, self.log_prior_values)
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
         return self.feature_fn(env, obs, action, next_obs, reward, info)
@@ -448,7 +454,7 @@ class DiscreteTasks(TaskFamily):
         return None if self.success_fns is None else _choose(self.success_fns, features, tasks)
 
 
-class FiniteTasks(TaskFamily):
+class FiniteTasks(OneHotState, TaskFamily):
     """
     K chosen tasks of another family, shown to the policy as a one-hot vector.
 
@@ -466,12 +472,11 @@ class FiniteTasks(TaskFamily):
         self.family = family
         self.parameters = np.stack([family.check_task(parameter) for parameter in parameters])
         n_tasks = len(self.parameters)
-        super().__init__(_one_hot_space(n_tasks), family.feature_dim, tasks=np.eye(n_tasks))
+        super().__init__(_one_hot_space(n_tasks), family.feature_dim, tasks=one_hot_tasks(n_tasks))
         self.log_prior_values = _log_prior_values(prior, n_tasks)
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
-        assert self.tasks is not None
-        return _of_set(tasks, self.tasks, self.log_prior_values)
+        return self._task_set.values(tasks, self.log_prior_values)
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
         return self.family.features(env, obs, action, next_obs, reward, info)
@@ -677,21 +682,17 @@ def _log_prior_values(prior: Sequence[float] | np.ndarray | None, n_tasks: int) 
     return np.log(prior / prior.sum())
 
 
-def _of_set(tasks: np.ndarray, members: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Value of the member that each task equals, -inf for none: tasks (..., d), members (K, d), values (K,) -> (...,)."""
-    equal = np.all(np.asarray(tasks)[..., None, :] == members, axis=-1)  # (..., K)
-    return np.where(equal.any(axis=-1), values[np.argmax(equal, axis=-1)], -np.inf)
-
-
 def _choose(functions: Sequence[Callable[[np.ndarray], np.ndarray]], features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """Value of the function that each one-hot task names: features (..., feature_dim), tasks (..., K) -> (...,)."""
     features = np.asarray(features)
     index = np.argmax(tasks, axis=-1)
     if features.ndim == np.ndim(tasks) == 1:
         return functions[index](features)  # one step asks for one
-    values = np.stack([function(features) for function in functions], axis=-1)  # (..., K)
+    used, index = np.unique(index, return_inverse=True)
+    index = index.reshape(np.shape(tasks)[:-1])
+    values = np.stack([functions[k](features) for k in used], axis=-1)  # (..., number of used ones)
     shape = np.broadcast_shapes(values.shape[:-1], index.shape)
-    values = np.broadcast_to(values, (*shape, len(functions)))
+    values = np.broadcast_to(values, (*shape, len(used)))
     return np.take_along_axis(values, np.broadcast_to(index, shape)[..., None], axis=-1)[..., 0]
 
 
