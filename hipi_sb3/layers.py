@@ -8,6 +8,8 @@ import torch as th
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 
+from hipi_sb3.products import affine, product
+
 aten = th.ops.aten
 
 #: The activations that are known: what they do in place, and the gradient of their input from that of their result and from
@@ -86,7 +88,7 @@ class Layers:
                 if isinstance(values, PairInputs):
                     values = values.through(layer)
                 else:
-                    values = th.addmm(layer.bias, values, layer.weight.t())
+                    values = affine(values, layer.weight, layer.bias)
                 self.values.append(values)
             else:
                 ACTIVATIONS[kind][0](values)  # in place: what was there is not needed again
@@ -120,10 +122,10 @@ class Layers:
             n_below -= 1
             result = self.values[n_below]
             if parameters:
-                layer.weight.grad = grad.t() @ result
+                layer.weight.grad = product(grad.t(), result)
                 layer.bias.grad = grad.sum(dim=0)
             if n_below > 0 or inputs:
-                grad = grad @ layer.weight
+                grad = product(grad, layer.weight)
         return grad
 
 
