@@ -12,7 +12,7 @@ EXTRAS ?= $(if $(filter true,$(CI)),all,zoo$(comma)dev)
 PYTEST_WORKERS ?= 2
 ARGS ?=
 
-BENCHMARKS := core_speed buffer_files gradient_speed relabel_cost end_to_end vector_env footprint env_speed
+BENCHMARKS := core_speed buffer_files gradient_speed relabel_cost end_to_end vector_env footprint env_speed products scaling
 BENCH_RESULTS ?= benchmarks/results
 
 BIN := $(VENV)/bin

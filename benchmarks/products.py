@@ -28,6 +28,7 @@ def both(function: Any, uses_one_dnn: bool, *args: th.Tensor) -> None:
 def measure(quick: bool) -> dict[str, Any]:
     """GFLOP/s, and oneDNN's as a ratio to MKL's."""
     print(f"chosen on this processor: {'oneDNN' if products.USES_ONE_DNN else 'MKL'}")
+    chosen = products.USES_ONE_DNN, products.LARGE
     products.LARGE = 0
     results: dict[str, Any] = {}
     for n_rows in (64, 256, 1024):
@@ -52,6 +53,7 @@ def measure(quick: bool) -> dict[str, Any]:
                 results[key]["onednn_over_mkl"] = ratio(times["mkl"], times["onednn"])
                 for kind, value in results[key].items():
                     show(f"{key}, {kind}", value)
+    products.USES_ONE_DNN, products.LARGE = chosen
     return {"gflop_per_second": results}
 
 

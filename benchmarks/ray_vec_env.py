@@ -6,15 +6,19 @@ Two actors on this machine against ``DummyVecEnv``, in turns: PointFourRooms-v0,
 difference is the overhead of a step of all environments; then the same with 5 ms of waiting in every step of an environment.
 """
 
+import pathlib
+import sys
 import time
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from measuring import interval_of_median, parser, run, show, take_turns
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.measuring import interval_of_median, parser, run, show, take_turns
 from hipi_sb3.ray_vec_env import RayVecEnv
 
 

@@ -17,7 +17,10 @@ import time
 from typing import Any
 
 import numpy as np
-from measuring import ROOT, interval_of_median, parser, ratio, run, show
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.measuring import ROOT, interval_of_median, parser, ratio, run, show
 
 #: Imported by ``--gym-packages``, when everything else is.
 PROBE = """

@@ -30,10 +30,14 @@ KEYS = {
     "env_speed": ["environments", "PointFourRooms-v0", "steps_per_second", "median"],
 }
 
+#: Tables of learning, and what needs more than this checkout: SBX, another checkout, Ray.
+LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env"]
 
-# Importing takes longer than tiny sizes do, so these run in this process; the footprint is that of other processes.
+
+# Importing takes longer than tiny sizes do, so these run in this process; footprint and scaling start others.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.expensive if name == "footprint" else ()) for name in BENCHMARKS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.expensive if name in ("footprint", "scaling") else ()) for name in BENCHMARKS],
 )
 def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
     options = ["--envs", "PointFourRooms-v0"] if name == "env_speed" else []
@@ -49,8 +53,8 @@ def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
     assert name not in KEYS or np.isfinite(value)
 
 
-def test_make_bench_runs_every_benchmark_but_the_tables_of_learning():
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", "bc_table", "bc_speed", "ablation"}
+def test_make_bench_runs_every_benchmark_but_those_that_are_left_out():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", *LEFT_OUT}
     assert set(BENCHMARKS) == scripts
 
 
@@ -64,7 +68,7 @@ def test_candidates_take_turns_and_ratios_have_intervals_around_the_median():
     assert interval["low"] <= interval["median"] == 3.5 <= interval["high"]
 
 
-@pytest.mark.parametrize("name", ["bc_table", "bc_speed", "ablation"])
+@pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_make_bench_leaves_out_says_what_it_does(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
