@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py --json benchmarks/results/scaling.json --picture docs/scaling.png
 
-The buffer's size is its capacity; a few thousand rows are in it. End-to-end HIPISAC with its defaults on random observations, batch 64, nets of 64 x 64, one thread, each point in a process of
-its own. Steps a second are those after the first updates; memory is the largest resident size of the process.
+End-to-end HIPISAC with its defaults on random observations, batch 64, nets of 64 x 64, one thread, each point in a process of
+its own. The buffer's size is its capacity; a few hundred rows or, with many environments, a few thousand are in it. Steps a
+second are those after the first updates; memory is the largest resident size of the process.
 """
 
 import json
