@@ -15,7 +15,7 @@ import torch as th
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
-from hipi_sb3 import products
+from hipi_sb3.networks import products
 
 
 def both(function: Any, uses_one_dnn: bool, *args: th.Tensor) -> None:

@@ -26,8 +26,9 @@ from benchmarks.core_speed import unbounded
 from benchmarks.gradient_speed import learner
 from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
 from hipi_sb3 import HIPISAC
-from hipi_sb3.layout import TaskLayout
-from hipi_sb3.scores import Learner, Pairs, SACLearner, score_pairs
+from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner
+from hipi_sb3.relabel.scores import score_pairs
 
 #: Scored pairs in one measurement: few turns where a call takes seconds.
 PAIRS = 3_000_000

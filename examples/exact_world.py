@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from hipi_sb3.relabel import task_posterior
+from hipi_sb3.relabel.posterior import task_posterior
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,17 @@
 import hipi_sb3.envs  # noqa: F401  registers the environments
 from hipi_sb3._version import __version__
 from hipi_sb3.algorithms import HIPIDDPG, HIPIDQN, HIPIQRDQN, HIPISAC, HIPITD3, HIPITQC, HIPICrossQ
-from hipi_sb3.bc import HIPIBC, TaskConditionedBCPolicy
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.check_family import check_family
-from hipi_sb3.goal_env import GoalEnvTasks
-from hipi_sb3.tasks import (
-    CallableTasks,
-    DiscreteTasks,
-    FiniteTasks,
-    GoalMargin,
-    GoalReaching,
-    LinearReward,
-    TargetVelocity,
-    TaskFamily,
-)
-from hipi_sb3.trajectories import TrajectoryDataset
-from hipi_sb3.vector_reward import VectorRewardTasks
+from hipi_sb3.cloning.bc import HIPIBC, TaskConditionedBCPolicy
+from hipi_sb3.cloning.trajectories import TrajectoryDataset
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.finite import DiscreteTasks, FiniteTasks
+from hipi_sb3.tasks.functions import CallableTasks
+from hipi_sb3.tasks.goal_env import GoalEnvTasks
+from hipi_sb3.tasks.goals import GoalMargin, GoalReaching
+from hipi_sb3.tasks.linear import LinearReward, TargetVelocity
+from hipi_sb3.tasks.vector_reward import VectorRewardTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 __all__ = [

@@ -11,9 +11,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 
-from hipi_sb3.bc import HIPIBC
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.fast_sac import FastSAC
+from hipi_sb3.cloning.bc import HIPIBC
+from hipi_sb3.networks.fast_sac import FastSAC
 
 
 class HindsightInference:
@@ -65,7 +65,7 @@ class HindsightInference:
 class HIPISAC(HindsightInference, FastSAC):
     """
     Soft actor-critic that relabels its experience by hindsight inference, with a faster update, see
-    :class:`~hipi_sb3.fast_sac.FastSAC`.
+    :class:`~hipi_sb3.networks.fast_sac.FastSAC`.
     """
 
     @classmethod
@@ -73,7 +73,7 @@ class HIPISAC(HindsightInference, FastSAC):
         """
         Make a learner whose actor is a cloned policy, to improve it from there.
 
-        :param bc: a :class:`~hipi_sb3.bc.HIPIBC` with Box actions, or the path of a saved one
+        :param bc: a :class:`~hipi_sb3.cloning.bc.HIPIBC` with Box actions, or the path of a saved one
         :param env: environment
         :param kwargs: arguments of the algorithm. Of ``policy_kwargs`` the actor's architecture is that of the cloned policy;
             the critics get it too unless ``net_arch=dict(qf=[...])`` says otherwise

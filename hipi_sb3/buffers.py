@@ -18,28 +18,29 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from hipi_sb3.buffer_files import read_state, space_from_json, space_to_json, write_state
-from hipi_sb3.candidates import CandidateSampler, check_candidates
-from hipi_sb3.episodes import EpisodeIndex, grow
-from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
-from hipi_sb3.label_pool import LabelPool
-from hipi_sb3.layout import TaskLayout, each, take
-from hipi_sb3.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
+from hipi_sb3.experience.episodes import EpisodeIndex, grow
+from hipi_sb3.experience.files import read_state, space_from_json, space_to_json, write_state
+from hipi_sb3.experience.layout import TaskLayout, each, take
+from hipi_sb3.experience.observations import ObservationStore
 from hipi_sb3.names import describe, lookup
-from hipi_sb3.relabel import (
+from hipi_sb3.relabel.candidates import CandidateSampler, check_candidates
+from hipi_sb3.relabel.learners import learner_class
+from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
+from hipi_sb3.relabel.pool import LabelPool
+from hipi_sb3.relabel.posterior import TaskInference
+from hipi_sb3.relabel.rows import RelabelBatch
+from hipi_sb3.relabel.scores import KEY_TO_SCORE
+from hipi_sb3.relabel.strategies import (
     HIPI,
     KEY_TO_STRATEGY,
     MaximumAPosteriori,
     NoRelabeling,
     RandomTask,
     Strategy,
-    TaskInference,
     make_strategy,
 )
-from hipi_sb3.relabel_batch import RelabelBatch
-from hipi_sb3.scores import KEY_TO_SCORE, learner_class
-from hipi_sb3.storage import ObservationStore
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
 
 #: The two methods of stable-baselines3 that build or restore the buffer of an algorithm.
 _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_replay_buffer.__code__)
@@ -73,17 +74,17 @@ class HIPIReplayBuffer(ReplayBuffer):
         ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
         ``"max_reward"``
     :param score: R_psi(s, a) of the posterior: ``"td"``, ``"q"``, ``"advantage"``, ``"reward"`` or ``"paper"``, see
-        :mod:`hipi_sb3.scores`
+        :mod:`hipi_sb3.relabel.scores`
     :param log_partition: estimator of log Z(psi), by name or object: ``"batch"``, ``"running"``, ``"sinkhorn"``, ``"mean"``
-        or ``"none"``, see :mod:`hipi_sb3.log_partition`
+        or ``"none"``, see :mod:`hipi_sb3.relabel.log_partition`
     :param temperature: T: a number, ``"auto"`` (the learner's live alpha) or ``"ess:n"`` (n effective tasks a row), see
-        :class:`~hipi_sb3.relabel.TaskInference`
-    :param candidates: which tasks are considered, see :class:`~hipi_sb3.candidates.CandidateSampler`
+        :class:`~hipi_sb3.relabel.posterior.TaskInference`
+    :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
-        anew: divides the cost of scoring, see :class:`~hipi_sb3.label_pool.LabelPool`; 1 to score for every label
+        anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
     :param gamma: discount of that return; has to be the algorithm's
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
@@ -696,7 +697,7 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def save(self, path: str | Path) -> None:
         """
-        Write the buffer into a folder, as plain arrays and a JSON file, see :mod:`hipi_sb3.buffer_files`.
+        Write the buffer into a folder, as plain arrays and a JSON file, see :mod:`hipi_sb3.experience.files`.
 
         Whenever the process is killed, the folder holds the buffer that it held before, or this one. The algorithm, its
         environment and the code of the family are not in it.

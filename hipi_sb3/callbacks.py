@@ -11,8 +11,8 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
-from hipi_sb3.relabel import effective_tasks
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.relabel.posterior import effective_tasks
+from hipi_sb3.tasks.family import TaskFamily
 
 
 class TaskEvalCallback(EvalCallback):

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from hipi_sb3.goal_env import GoalEnvTasks
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 #: ``policy(obs) -> action``
@@ -24,7 +24,7 @@ def check_family(
     :param family: the tasks
     :param env: an environment without tasks, which is put into a :class:`~hipi_sb3.wrappers.MultiTaskWrapper`; one that has
         this family already, with whatever wrappers are around it; or a GoalEnv for
-        :class:`~hipi_sb3.goal_env.GoalEnvTasks`
+        :class:`~hipi_sb3.tasks.goal_env.GoalEnvTasks`
     :param n_steps: steps to take
     :param policy: ``policy(obs) -> action``, for instance a script that solves the task; random actions if None
     :param seed: seed of everything that is drawn

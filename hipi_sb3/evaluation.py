@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
 
 
 def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np.ndarray:

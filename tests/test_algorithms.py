@@ -8,6 +8,7 @@ import pickle
 from typing import Any
 
 import gymnasium as gym
+import hipi_sb3.relabel.rows
 import numpy as np
 import pytest
 import torch as th
@@ -20,10 +21,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-import hipi_sb3.relabel_batch
 from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TargetVelocity
-from hipi_sb3.relabel import RelabelRows, Strategy
-from hipi_sb3.scores import Pairs
+from hipi_sb3.relabel.learners import Pairs
+from hipi_sb3.relabel.strategies import RelabelRows, Strategy
 
 SMALL: dict[str, Any] = {
     "learning_starts": 20,
@@ -173,13 +173,13 @@ def test_two_runs_with_one_seed_are_identical(strategy: str) -> None:
 
 def test_before_the_warmup_a_random_candidate_is_taken_and_the_critic_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    score_pairs = hipi_sb3.relabel_batch.score_pairs
+    score_pairs = hipi_sb3.relabel.rows.score_pairs
 
     def spy(learner: Any, *args: Any) -> Any:
         asked.append(learner.model._n_updates)
         return score_pairs(learner, *args)
 
-    monkeypatch.setattr(hipi_sb3.relabel_batch, "score_pairs", spy)
+    monkeypatch.setattr(hipi_sb3.relabel.rows, "score_pairs", spy)
     model = make_model(replay_buffer_kwargs={"warmup_updates": 30, "relabel_prob": 1.0, "label_reuse": 1})
     buffer = train(model, 80)
     assert min(asked) == 30 and max(asked) == model._n_updates - 1
@@ -388,7 +388,7 @@ def test_scores_see_tasks_observations_and_rewards_as_the_critic_does(
     keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Pairs] = []
-    score_pairs = hipi_sb3.relabel_batch.score_pairs
+    score_pairs = hipi_sb3.relabel.rows.score_pairs
 
     def spy(learner: Any, score: str, pairs: Pairs) -> Any:
         seen.append(pairs)
@@ -398,7 +398,7 @@ def test_scores_see_tasks_observations_and_rewards_as_the_critic_does(
     buffer: Any = model.replay_buffer
     np.random.seed(0)
     raw = buffer.sample(20)
-    monkeypatch.setattr(hipi_sb3.relabel_batch, "score_pairs", spy)
+    monkeypatch.setattr(hipi_sb3.relabel.rows, "score_pairs", spy)
     candidates = GOALS.sample(np.random.default_rng(0), 4)
     monkeypatch.setattr(buffer.candidate_sampler.family.__class__, "sample", lambda self, rng, n: candidates)
     np.random.seed(0)

@@ -21,8 +21,8 @@ from walks import INNER, walks
 
 from hipi_sb3 import HIPIBC, HIPISAC, CallableTasks, GoalReaching, MultiTaskWrapper, TrajectoryDataset
 from hipi_sb3.callbacks import TaskEvalCallback
-from hipi_sb3.labels import TrajectoryLabeler
-from hipi_sb3.minibatches import minibatches
+from hipi_sb3.cloning.labels import TrajectoryLabeler
+from hipi_sb3.cloning.minibatches import minibatches
 
 SMALL: dict[str, Any] = {"batch_size": 16, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [16, 16]}}
 
@@ -126,8 +126,8 @@ def test_actions_on_the_bound_have_a_finite_likelihood() -> None:
 
 
 def test_an_epoch_visits_each_labeled_step_once_in_another_order_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hipi_sb3.minibatches.PIECE_STEPS", 8)
-    monkeypatch.setattr("hipi_sb3.minibatches.WINDOW_STEPS", 32)
+    monkeypatch.setattr("hipi_sb3.cloning.minibatches.PIECE_STEPS", 8)
+    monkeypatch.setattr("hipi_sb3.cloning.minibatches.WINDOW_STEPS", 32)
     dataset = walks([10] * 20)
     labels = TrajectoryLabeler("final")(dataset, np.random.default_rng(0))
     rows = np.repeat(np.arange(20), 10)

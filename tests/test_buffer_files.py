@@ -17,8 +17,8 @@ from stable_baselines3 import SAC
 from test_storage import IMAGES, add_random_steps, assert_same_rows, pair
 
 from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer
-from hipi_sb3.buffer_files import read_state, space_from_json, space_to_json, write_state
-from hipi_sb3.relabel import RandomTask
+from hipi_sb3.experience.files import read_state, space_from_json, space_to_json, write_state
+from hipi_sb3.relabel.strategies import RandomTask
 
 
 def arrays_of(folder: pathlib.Path) -> pathlib.Path:

@@ -26,8 +26,9 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from hipi_sb3 import HIPIReplayBuffer, TargetVelocity
-from hipi_sb3.layout import TaskLayout
-from hipi_sb3.relabel import Inference, RelabelRows, Strategy
+from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.relabel.posterior import Inference
+from hipi_sb3.relabel.strategies import RelabelRows, Strategy
 
 #: Seven transitions of one environment: an episode that reaches its goal, one that the environment ends, one that the time
 #: limit ends at 0.5, and the start of another. (position reached, commanded goal, how it ended)

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose
 from scipy.special import softmax
 
 from hipi_sb3 import TargetVelocity
-from hipi_sb3.candidates import CandidateSampler, default_candidates, split_by_share
-from hipi_sb3.relabel import task_posterior
+from hipi_sb3.relabel.candidates import CandidateSampler, default_candidates, split_by_share
+from hipi_sb3.relabel.posterior import task_posterior
 
 COMMANDED = np.linspace(-1, -0.5, 64, dtype=np.float32)[:, None]
 FEATURES = np.linspace(0.5, 1, 64, dtype=np.float32)[:, None]

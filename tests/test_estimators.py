@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 from numpy.testing import assert_allclose
 
-from hipi_sb3.log_partition import BatchLogPartition, RunningLogPartition, SinkhornLogPartition, linex_loss
-from hipi_sb3.relabel import task_posterior
+from hipi_sb3.relabel.log_partition import BatchLogPartition, RunningLogPartition, SinkhornLogPartition, linex_loss
+from hipi_sb3.relabel.posterior import task_posterior
 
 TASKS = np.eye(4, dtype=np.float32)
 ONE_HOT = spaces.Box(0.0, 1.0, (4,), np.float32)

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hipi_sb3
 from hipi_sb3 import HIPIReplayBuffer
-from hipi_sb3.scores import Pairs, learner_class, score_pairs
+from hipi_sb3.relabel.learners import Pairs, learner_class
+from hipi_sb3.relabel.scores import score_pairs
 
 BOX, GRID = "PointFourRooms-v0", "PointFourRoomsGrid-v0"
 

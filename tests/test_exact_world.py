@@ -5,8 +5,8 @@ import pytest
 from scipy.special import logsumexp, softmax
 
 from examples.exact_world import TabularWorld, divergence, labelers, random_world
-from hipi_sb3.log_partition import BatchLogPartition
-from hipi_sb3.relabel import task_posterior
+from hipi_sb3.relabel.log_partition import BatchLogPartition
+from hipi_sb3.relabel.posterior import task_posterior
 
 
 def exact_log_z(world: TabularWorld) -> np.ndarray:

@@ -12,8 +12,8 @@ from stable_baselines3.common.logger import Logger
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer, update_graph
-from hipi_sb3.fast_sac import FastSAC, adam_step
-from hipi_sb3.layers import Layers
+from hipi_sb3.networks.fast_sac import FastSAC, adam_step
+from hipi_sb3.networks.layers import Layers
 
 
 def trained(algorithm: type[SAC], n_updates: int = 100, flatten: bool = False, **kwargs: Any) -> SAC:

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
-from hipi_sb3.goal_env import GoalEnvTasks, is_goal_space
+from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
 
 QUICK = {"learning_starts": 60, "batch_size": 32, "buffer_size": 1000, "policy_kwargs": {"net_arch": [16]}, "seed": 0}
 

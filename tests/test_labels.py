@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from walks import INNER, walks
 
 from hipi_sb3 import CallableTasks, DiscreteTasks, TrajectoryDataset
-from hipi_sb3.labels import Labels, Segments, TrajectoryLabeler, keep_largest, segment_returns
+from hipi_sb3.cloning.labels import Labels, Segments, TrajectoryLabeler, keep_largest, segment_returns
 
 
 def rng() -> np.random.Generator:
@@ -62,7 +62,7 @@ def test_weights_equal_brute_force(prior: list[float] | None, temperature: float
     # In blocks of any size.
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr("hipi_sb3.labels._BLOCK_REWARDS", 5)
+        patch.setattr("hipi_sb3.cloning.labels._BLOCK_REWARDS", 5)
         assert_allclose(dense(label(dataset, temperature=temperature, n_labels=3), 3), expected, rtol=1e-5)
 
 
@@ -264,6 +264,6 @@ def test_rules_that_do_not_fit_the_tasks_are_refused() -> None:
 def test_log_z_of_a_large_data_set_is_taken_from_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = walks([5] * 400, directions())
     exact = dense(label(dataset, n_labels=3), 3)
-    monkeypatch.setattr("hipi_sb3.labels._MAX_SCORES", 900)
+    monkeypatch.setattr("hipi_sb3.cloning.labels._MAX_SCORES", 900)
     estimated = dense(label(dataset, n_labels=3), 3)
     assert 0 < np.abs(estimated - exact).max() < 0.1

@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose
 from reference_example import LOG_SUM_EXP_PAPER, PAPER_SCORES
 
-from hipi_sb3.log_partition import KEY_TO_LOG_PARTITION, BatchLogPartition, make_log_partition
-from hipi_sb3.relabel import TaskInference, task_posterior
+from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION, BatchLogPartition, make_log_partition
+from hipi_sb3.relabel.posterior import TaskInference, task_posterior
 
 TASKS = np.arange(3.0)[:, None]
 NO_WEIGHTS = np.zeros(3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from hipi_sb3 import products
+from hipi_sb3.networks import products
 
 
 @pytest.fixture(params=[False, True])

@@ -14,20 +14,10 @@ from reference_example import (
 )
 from scipy.special import logsumexp
 
-from hipi_sb3.log_partition import make_log_partition
-from hipi_sb3.relabel import (
-    HIPI,
-    KEY_TO_STRATEGY,
-    Candidates,
-    Inference,
-    MaximumAPosteriori,
-    TaskInference,
-    effective_tasks,
-    label_divergence,
-    make_strategy,
-    sample_rows,
-    task_posterior,
-)
+from hipi_sb3.relabel.candidates import Candidates
+from hipi_sb3.relabel.log_partition import make_log_partition
+from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence, sample_rows, task_posterior
+from hipi_sb3.relabel.strategies import HIPI, KEY_TO_STRATEGY, MaximumAPosteriori, make_strategy
 
 TASKS = np.arange(3.0)[:, None]
 NO_WEIGHTS = np.zeros(3)

@@ -24,10 +24,11 @@ from reference_example import (
 from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
 
-from hipi_sb3.layout import TaskLayout
-from hipi_sb3.log_partition import make_log_partition
-from hipi_sb3.relabel import TaskInference
-from hipi_sb3.scores import KEY_TO_SCORE, Learner, Pairs, SACLearner, learner_class, score_pairs
+from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, learner_class
+from hipi_sb3.relabel.log_partition import make_log_partition
+from hipi_sb3.relabel.posterior import TaskInference
+from hipi_sb3.relabel.scores import KEY_TO_SCORE, score_pairs
 
 NAMES = ["q", "td", "advantage", "paper"]
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 
 from hipi_sb3 import GoalReaching, HIPIReplayBuffer
-from hipi_sb3.episodes import EpisodeIndex
+from hipi_sb3.experience.episodes import EpisodeIndex
 
 IMAGES = spaces.Dict(
     camera=spaces.Box(0, 255, (3, 4, 4), np.uint8), speed=spaces.Box(-1, 1, (2,), np.float64), task=GOALS.task_space

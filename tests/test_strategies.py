@@ -12,9 +12,10 @@ from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, FiniteTasks, LinearReward
 from hipi_sb3.callbacks import RelabelSnapshotCallback
-from hipi_sb3.label_pool import N_BATCHES, LabelPool
-from hipi_sb3.relabel import ApproximateIRL, Candidates, MaximumAdvantage, MaximumReward
-from hipi_sb3.relabel_batch import RelabelBatch
+from hipi_sb3.relabel.candidates import Candidates
+from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
+from hipi_sb3.relabel.rows import RelabelBatch
+from hipi_sb3.relabel.strategies import ApproximateIRL, MaximumAdvantage, MaximumReward
 
 TASKS = np.arange(3.0)[:, None]
 

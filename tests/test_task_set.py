@@ -11,9 +11,9 @@ from line_walk import GOALS, LineWalk
 from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, DiscreteTasks, FiniteTasks, MultiTaskWrapper
-from hipi_sb3.candidates import MANY_TASKS, CandidateSampler, default_candidates
-from hipi_sb3.log_partition import RunningLogPartition
-from hipi_sb3.task_set import MANY, TaskSet, is_identity, one_hot_tasks
+from hipi_sb3.relabel.candidates import MANY_TASKS, CandidateSampler, default_candidates
+from hipi_sb3.relabel.log_partition import RunningLogPartition
+from hipi_sb3.tasks.task_set import MANY, TaskSet, is_identity, one_hot_tasks
 
 
 def by_comparison(members, tasks):

@@ -7,16 +7,11 @@ import pytest
 from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 
-from hipi_sb3.tasks import (
-    CallableTasks,
-    DiscreteTasks,
-    FiniteTasks,
-    GoalMargin,
-    GoalReaching,
-    LinearReward,
-    TargetVelocity,
-    TaskFamily,
-)
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.finite import DiscreteTasks, FiniteTasks
+from hipi_sb3.tasks.functions import CallableTasks
+from hipi_sb3.tasks.goals import GoalMargin, GoalReaching
+from hipi_sb3.tasks.linear import LinearReward, TargetVelocity
 
 # Functions at module level: families have to be picklable.
 

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from walks import INNER, walks
 
 from hipi_sb3 import HIPIReplayBuffer, TargetVelocity, TaskFamily, TrajectoryDataset
-from hipi_sb3.recordings import compute_features
+from hipi_sb3.cloning.recordings import compute_features
 
 #: Two environments: an episode that reaches its goal and one that goes on; one that falls off, and one at the time limit.
 STEPS: list[list[Step]] = [

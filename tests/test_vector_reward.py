@@ -8,7 +8,7 @@ from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 
 from hipi_sb3 import HIPIDQN, HIPISAC, MultiTaskWrapper
-from hipi_sb3.vector_reward import VectorRewardTasks, expected_utility, hypervolume, vector_returns
+from hipi_sb3.tasks.vector_reward import VectorRewardTasks, expected_utility, hypervolume, vector_returns
 
 
 class TwoObjectives(gym.Env):

@@ -11,7 +11,9 @@ from numpy.testing import assert_array_equal
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from hipi_sb3.tasks import CallableTasks, GoalReaching, LinearReward
+from hipi_sb3.tasks.functions import CallableTasks
+from hipi_sb3.tasks.goals import GoalReaching
+from hipi_sb3.tasks.linear import LinearReward
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 

@@ -28,7 +28,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
-from hipi_sb3.buffer_files import checksum, flush
+from hipi_sb3.experience.files import checksum, flush
 
 #: Checkpoints that are kept: should the last one be damaged, there is the one before.
 N_KEPT = 2

@@ -15,9 +15,9 @@ class LauncherBC(HIPIBC):
     """
     HIPI-BC with the interface of the launcher's other algorithms.
 
-    :param args: as in :class:`~hipi_sb3.bc.HIPIBC`
+    :param args: as in :class:`~hipi_sb3.cloning.bc.HIPIBC`
     :param replay_buffer_kwargs: options of the labels, which ``--relabel`` and a search set for all algorithms under this name
-    :param kwargs: as in :class:`~hipi_sb3.bc.HIPIBC`
+    :param kwargs: as in :class:`~hipi_sb3.cloning.bc.HIPIBC`
     """
 
     #: Data set that ``learn`` clones instead of collecting: path, or id of a Minari data set. Set by ``--dataset``.
@@ -98,7 +98,7 @@ def sample_bc(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args:
     :param n_actions: number of actions
     :param n_envs: number of environments
     :param additional_args: what rl_zoo3 passes on
-    :return: hyperparameters of :class:`~hipi_sb3.bc.HIPIBC`
+    :return: hyperparameters of :class:`~hipi_sb3.cloning.bc.HIPIBC`
     """
     trial.suggest_int("batch_size_pow", 5, 9)
     trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True)
@@ -113,7 +113,7 @@ def convert_bc(params: dict[str, Any]) -> dict[str, Any]:
     Turn the parameters of a trial into hyperparameters.
 
     :param params: parameters of :func:`sample_bc`
-    :return: hyperparameters of :class:`~hipi_sb3.bc.HIPIBC`
+    :return: hyperparameters of :class:`~hipi_sb3.cloning.bc.HIPIBC`
     """
     net_arch = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}[params["net_arch"]]
     return {

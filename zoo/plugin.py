@@ -16,7 +16,7 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import hipi_sb3
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
 from zoo.cloning import LauncherBC, convert_bc, sample_bc
 
 #: ``sampler(trial, n_actions, n_envs, additional_args) -> hyperparameters``

@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from hipi_sb3.envs.half_cheetah import make_unchecked
 from hipi_sb3.envs.ring_goals import ring_log_density, sample_ring
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 

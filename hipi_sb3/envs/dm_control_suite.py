@@ -16,7 +16,10 @@ from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
 from hipi_sb3.envs.ring_goals import RingGoals
-from hipi_sb3.tasks import DiscreteTasks, FiniteTasks, GoalReaching, LinearReward, TargetVelocity, TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.finite import DiscreteTasks, FiniteTasks
+from hipi_sb3.tasks.goals import GoalReaching
+from hipi_sb3.tasks.linear import LinearReward, TargetVelocity
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 try:

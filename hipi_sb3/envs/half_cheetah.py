@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import OrderEnforcing
 
-from hipi_sb3.tasks import LinearReward, TargetVelocity
+from hipi_sb3.tasks.linear import LinearReward, TargetVelocity
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 

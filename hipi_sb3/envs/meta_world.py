@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import DependencyNotInstalled
 
-from hipi_sb3.tasks import GoalMargin, GoalReaching, TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.goals import GoalMargin, GoalReaching
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 try:

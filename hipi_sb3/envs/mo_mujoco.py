@@ -8,7 +8,7 @@ from typing import Any
 from gymnasium.error import DependencyNotInstalled
 
 from hipi_sb3.envs.half_cheetah import make_unchecked
-from hipi_sb3.vector_reward import VectorRewardTasks
+from hipi_sb3.tasks.vector_reward import VectorRewardTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 try:

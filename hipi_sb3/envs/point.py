@@ -19,7 +19,8 @@ from gymnasium.error import DependencyNotInstalled
 
 from hipi_sb3.envs.point_drawing import maze_image, plot_trajectories
 from hipi_sb3.names import lookup
-from hipi_sb3.tasks import FiniteTasks, GoalReaching
+from hipi_sb3.tasks.finite import FiniteTasks
+from hipi_sb3.tasks.goals import GoalReaching
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 #: Maps by name: one string a row, 1 is a wall. Every cell becomes ``cell_size`` x ``cell_size`` units.

@@ -6,7 +6,8 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.envs.point import CornersWrapper, MazeGoals, PointEnv, PointGoalWrapper
-from hipi_sb3.tasks import FiniteTasks, GoalReaching
+from hipi_sb3.tasks.finite import FiniteTasks
+from hipi_sb3.tasks.goals import GoalReaching
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 #: Moves of :class:`GridPointEnv`: down, up, right, left on the map.

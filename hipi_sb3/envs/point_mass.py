@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.envs.point import PointEnv
-from hipi_sb3.tasks import LinearReward
+from hipi_sb3.tasks.linear import LinearReward
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 #: Share of the velocity that is left after a step, and what an action adds: the largest velocity is one unit a step.

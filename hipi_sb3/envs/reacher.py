@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 
 from hipi_sb3.envs.half_cheetah import make_unchecked
-from hipi_sb3.tasks import LinearReward
+from hipi_sb3.tasks.linear import LinearReward
 from hipi_sb3.wrappers import MultiTaskWrapper
 
 

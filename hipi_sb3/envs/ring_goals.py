@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hipi_sb3.tasks import FeatureFn, GoalReaching
+from hipi_sb3.tasks.family import FeatureFn
+from hipi_sb3.tasks.goals import GoalReaching
 
 
 class RingGoals(GoalReaching):
@@ -16,7 +17,7 @@ class RingGoals(GoalReaching):
     :param inner: smallest distance of a goal from the origin
     :param outer: largest distance; a circle where it equals ``inner``
     :param radius: distance at which the goal counts as reached, inclusive
-    :param position: where the position is read, as in :class:`~hipi_sb3.tasks.GoalReaching`
+    :param position: where the position is read, as in :class:`~hipi_sb3.tasks.goals.GoalReaching`
     :param limit: goals that are reached lie within so much of the origin along each axis, twice ``outer`` if None
     :raises ValueError: when not 0 < inner <= outer <= limit
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hipi_sb3.layout import take
+from hipi_sb3.experience.layout import take
 
 #: How many finished episodes are remembered as recent ones.
 N_RECENT_EPISODES = 64

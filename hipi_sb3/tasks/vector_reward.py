@@ -9,7 +9,8 @@ from gymnasium import spaces
 from scipy.special import gammaln
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from hipi_sb3.tasks import TaskFamily, weighted_sum
+from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.linear import weighted_sum
 
 
 class VectorRewardTasks(TaskFamily):

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 
-from hipi_sb3.layout import each
+from hipi_sb3.experience.layout import each
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 Result = TypeVar("Result")

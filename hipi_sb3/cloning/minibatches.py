@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from hipi_sb3.labels import Labels
-from hipi_sb3.layout import each, gather
-from hipi_sb3.trajectories import TrajectoryDataset
+from hipi_sb3.cloning.labels import Labels
+from hipi_sb3.cloning.trajectories import TrajectoryDataset
+from hipi_sb3.experience.layout import each, gather
 
 #: Steps that are in memory at a time, and steps that are read from the data set in one piece.
 WINDOW_STEPS = 1 << 18

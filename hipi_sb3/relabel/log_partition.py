@@ -17,7 +17,7 @@ from gymnasium import spaces
 from scipy.special import logsumexp
 
 from hipi_sb3.names import lookup
-from hipi_sb3.task_set import TaskSet
+from hipi_sb3.tasks.task_set import TaskSet
 
 
 class LogPartition(ABC):

@@ -1,7 +1,6 @@
-"""Scores R_psi(s, a): how good a transition is for a task. The only module that looks inside a critic.
+"""What scores need to know of an algorithm: the only module of this folder that looks inside a critic.
 
-Every score is computed for all pairs of a row and a candidate task at once, (batch_size, n_tasks), in chunks of bounded
-memory. To add a score: write a function and enter it in ``KEY_TO_SCORE``.
+To add an algorithm: subclass :class:`Learner` and enter it in ``CLASS_TO_LEARNER``.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +16,11 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hipi_sb3.fast_sac import PolicySample
-from hipi_sb3.layers import Layers, PairInputs, is_flat
-from hipi_sb3.layout import each
-from hipi_sb3.names import lookup
+from hipi_sb3.experience.layout import each
+from hipi_sb3.networks.layers import Layers, PairInputs, is_flat
+from hipi_sb3.networks.policy_sample import PolicySample
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
-
-#: Pairs that are scored in one forward pass. On a CPU activations of 256 units then take two megabytes, which caches hold;
-#: other devices want few large kernels, and have room for several activations of 128 megabytes.
-MAX_PAIRS_ON_CPU, MAX_PAIRS_ELSEWHERE = 2048, 131_072
 
 
 @dataclass
@@ -334,73 +328,6 @@ def learner_class(model: OffPolicyAlgorithm) -> type[Learner]:
     )
 
 
-def q_score(learner: Learner, pairs: Pairs) -> th.Tensor:
-    """
-    R = min over the critics of Q(s, a, psi): no look at the realised s', so no hindsight bias.
-    """
-    return learner.pair_q(pairs)
-
-
-def td_score(learner: Learner, pairs: Pairs) -> th.Tensor:
-    """
-    R = r_psi + gamma (1 - d_psi) V(s', psi): the learner's own Bellman target. It holds the exact reward from the first step
-    on, and picks lucky outcomes where the dynamics are noisy.
-    """
-    return _bellman(learner.gamma, pairs, learner.pair_next_value(pairs))
-
-
-def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:
-    """
-    R = r_psi + gamma (1 - d_psi) Q(s', a', psi) - log pi(a | s, psi) with the first online critic, as the authors' code has
-    it. At the optimum Q - alpha log pi = V, so it carries no information about the action; kept for comparison.
-    """
-    next_observations = pairs.tile_observations(pairs.next_observations)
-    next_q = learner.first_q(next_observations, learner.policy_sample(next_observations)[0])
-    log_prob = learner.log_prob(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions))
-    return _bellman(learner.gamma, pairs, pairs.untile(next_q)) - pairs.untile(log_prob)
-
-
-def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
-    """
-    R = Q(s, a, psi) - V(s, psi): how much better the action was than what the policy does for that task.
-    """
-    observations = pairs.tile_observations(pairs.observations)
-    return pairs.untile(learner.min_q(observations, pairs.tile(pairs.actions)) - learner.value(observations))
-
-
-def reward_score(learner: Learner, pairs: Pairs) -> th.Tensor:
-    """
-    R = r_psi, the reward of the step alone: the naive rule that looks at no consequence.
-    """
-    return pairs.rewards
-
-
-KEY_TO_SCORE: dict[str, Callable[[Learner, Pairs], th.Tensor]] = {
-    "q": q_score,
-    "td": td_score,
-    "advantage": advantage_score,
-    "reward": reward_score,
-    "paper": paper_score,
-}
-
-
-def score_pairs(learner: Learner, score: str, pairs: Pairs, max_pairs: int | None = None) -> th.Tensor:
-    """
-    Score every row with every candidate task.
-
-    :param learner: view of the algorithm
-    :param score: one of ``KEY_TO_SCORE``
-    :param pairs: rows and candidate tasks
-    :param max_pairs: pairs a forward pass; what suits the device if None
-    :return: R_psi(s, a), (batch_size, n_tasks)
-    """
-    function = lookup("score", score, KEY_TO_SCORE)
-    if max_pairs is None:
-        max_pairs = MAX_PAIRS_ON_CPU if pairs.rewards.device.type == "cpu" else MAX_PAIRS_ELSEWHERE
-    with th.no_grad(), evaluation_mode(learner.model.policy):
-        return th.cat([function(learner, chunk) for chunk in pairs.chunks(max_pairs)])
-
-
 @contextmanager
 def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
     """Score without dropout and without touching batch statistics, whatever mode the update is in."""
@@ -412,8 +339,3 @@ def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
     finally:
         if training:
             policy.set_training_mode(True)
-
-
-def _bellman(gamma: float, pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
-    # Not (1 - d) * value: an impossible task (reward -inf) must not meet a NaN, nor a terminal row an unbounded value.
-    return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), gamma * next_value)

@@ -6,8 +6,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from hipi_sb3.episodes import NO_ENVS, EpisodeIndex, grow
-from hipi_sb3.layout import TaskLayout, take
+from hipi_sb3.experience.episodes import NO_ENVS, EpisodeIndex, grow
+from hipi_sb3.experience.layout import TaskLayout, take
 
 
 class ObservationStore:
@@ -16,8 +16,8 @@ class ObservationStore:
 
     What a step led to is the observation of the following row, so that a row holds one observation. Only after the last row
     of an episode, finished or not, there is no such row: where it led to stands in the slot of the episode (see
-    :class:`~hipi_sb3.episodes.EpisodeIndex`), as does the episode's task. For that to hold whatever is added, a step that
-    does not continue the last one begins a new episode, and so does a new task.
+    :class:`~hipi_sb3.experience.episodes.EpisodeIndex`), as does the episode's task. For that to hold whatever is added,
+    a step that does not continue the last one begins a new episode, and so does a new task.
 
     :param space: space of the observations, Dict or flat
     :param layout: where an observation holds its task

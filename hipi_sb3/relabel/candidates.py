@@ -5,13 +5,35 @@ Most sources are shared by all rows of a batch, a column a task, which is what t
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from hipi_sb3.names import lookup
-from hipi_sb3.relabel import Candidates
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """
+    The tasks among which a strategy chooses.
+
+    :param tasks: candidate tasks, (n_tasks, task_dim), or (batch_size, n_tasks, task_dim) where they differ by row
+    :param log_weights: log prior weight of each, (n_tasks,) or (batch_size, n_tasks)
+    """
+
+    tasks: np.ndarray
+    log_weights: np.ndarray
+
+    def pick(self, columns: np.ndarray) -> np.ndarray:
+        """
+        The chosen tasks.
+
+        :param columns: one column a row, (batch_size,)
+        :return: tasks, (batch_size, task_dim)
+        """
+        return self.tasks[columns] if self.tasks.ndim == 2 else self.tasks[np.arange(len(columns)), columns]
 
 
 class CandidateRows(Protocol):

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stable_baselines3.common.vec_env import VecNormalize
 
-from hipi_sb3.layout import each, gather
-from hipi_sb3.log_partition import RunningLogPartition
-from hipi_sb3.relabel import Candidates, Inference, effective_tasks, label_divergence
-from hipi_sb3.scores import Learner, Pairs, learner_class, score_pairs
+from hipi_sb3.experience.layout import each, gather
+from hipi_sb3.relabel.candidates import Candidates
+from hipi_sb3.relabel.learners import Learner, Pairs, learner_class
+from hipi_sb3.relabel.log_partition import RunningLogPartition
+from hipi_sb3.relabel.posterior import Inference, effective_tasks, label_divergence
+from hipi_sb3.relabel.scores import score_pairs
 
 if TYPE_CHECKING:
     from hipi_sb3.buffers import HIPIReplayBuffer

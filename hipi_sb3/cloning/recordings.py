@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.layout import each
-from hipi_sb3.tasks import TaskFamily
-from hipi_sb3.trajectories import allocate, show_progress, without_task
+from hipi_sb3.cloning.trajectories import allocate, show_progress, without_task
+from hipi_sb3.experience.layout import each
+from hipi_sb3.tasks.family import TaskFamily
 
 
 def read_minari(source: Any, family: TaskFamily, folder: str | Path | None, progress_bar: bool) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_minari(source: Any, family: TaskFamily, folder: str | Path | None, prog
     :param family: the tasks
     :param folder: where the long arrays are written; they stay in memory if None
     :param progress_bar: whether to show one
-    :return: arguments of :class:`~hipi_sb3.trajectories.TrajectoryDataset`
+    :return: arguments of :class:`~hipi_sb3.cloning.trajectories.TrajectoryDataset`
     :raises ValueError: when the family needs the simulator
     """
     space, key = source.observation_space, family.task_key

@@ -15,14 +15,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from hipi_sb3.bc_policy import TaskConditionedBCPolicy
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.labels import Labels, TrajectoryLabeler
-from hipi_sb3.layout import each, gather
-from hipi_sb3.log_partition import LogPartition
-from hipi_sb3.minibatches import Minibatch, minibatches, updates_per_epoch
-from hipi_sb3.relabel import Strategy, sample_rows
-from hipi_sb3.trajectories import TrajectoryDataset, show_progress
+from hipi_sb3.cloning.labels import Labels, TrajectoryLabeler
+from hipi_sb3.cloning.minibatches import Minibatch, minibatches, updates_per_epoch
+from hipi_sb3.cloning.policy import TaskConditionedBCPolicy
+from hipi_sb3.cloning.trajectories import TrajectoryDataset, show_progress
+from hipi_sb3.experience.layout import each, gather
+from hipi_sb3.relabel.log_partition import LogPartition
+from hipi_sb3.relabel.posterior import sample_rows
+from hipi_sb3.relabel.strategies import Strategy
 
 SelfHIPIBC = TypeVar("SelfHIPIBC", bound="HIPIBC")
 
@@ -31,8 +32,8 @@ class HIPIBC(OffPolicyAlgorithm):
     """
     HIPI-BC: infer for which tasks each trajectory was right, and clone it for these (arXiv 2002.11089, section 3).
 
-    ``HIPIBC("MultiInputPolicy").fit(dataset)`` clones a :class:`~hipi_sb3.trajectories.TrajectoryDataset`; the environment is
-    needed to evaluate only. ``HIPIBC("MultiInputPolicy", env).learn(n)`` collects trajectories with the policy, relabels and
+    ``HIPIBC("MultiInputPolicy").fit(dataset)`` clones a :class:`~hipi_sb3.cloning.trajectories.TrajectoryDataset`; the
+    environment is needed to evaluate only. ``HIPIBC("MultiInputPolicy", env).learn(n)`` collects trajectories with the policy, relabels and
     clones them, in turn.
 
     The loss is -sum_k q(psi_k | tau) log pi(a | s, psi_k) in the mean over steps: an expectation over the ``n_labels`` most
@@ -49,7 +50,7 @@ class HIPIBC(OffPolicyAlgorithm):
     :param gradient_steps: minibatches in a round; as many as steps were taken if -1
     :param strategy: how trajectories are labeled: ``"hipi"``, ``"map"``, ``"none"`` (commanded task: plain behaviour cloning),
         ``"random"``, ``"final"`` (GCSL), ``"future"``, ``"max_reward"`` or ``"top_k"``; for it and for the options up to
-        ``top_fraction`` see :class:`~hipi_sb3.labels.TrajectoryLabeler`
+        ``top_fraction`` see :class:`~hipi_sb3.cloning.labels.TrajectoryLabeler`
     :param n_labels: tasks that a trajectory is cloned for
     :param expectation: weigh all labels of a step (True), or draw one of them each time the step is used (False)
     :param temperature: T

@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from torch import nn
 
-from hipi_sb3.products import affine, product
+from hipi_sb3.networks.products import affine, product
 
 aten = th.ops.aten
 

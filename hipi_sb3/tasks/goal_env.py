@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 

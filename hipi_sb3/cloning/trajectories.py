@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.buffer_files import space_from_json, space_to_json
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.tasks import TaskFamily
+from hipi_sb3.experience.files import space_from_json, space_to_json
+from hipi_sb3.tasks.family import TaskFamily
 
 #: Steps that are read at a time.
 BLOCK_STEPS = 1 << 14
@@ -272,7 +272,7 @@ class TrajectoryDataset:
             wanted = missing or ["features (or next_observations)"]
             raise ValueError(f"{path} has no {', '.join(wanted)}, only {', '.join(sorted(arrays))}.")
         if "features" not in arrays:
-            from hipi_sb3.recordings import compute_features
+            from hipi_sb3.cloning.recordings import compute_features
 
             arrays["features"] = compute_features(
                 family, arrays["observations"], arrays["actions"], arrays["next_observations"], arrays.get("rewards")
@@ -297,7 +297,7 @@ class TrajectoryDataset:
         :return: data set
         :raises ValueError: when the family needs the simulator
         """
-        from hipi_sb3.recordings import open_minari, read_minari
+        from hipi_sb3.cloning.recordings import open_minari, read_minari
 
         source = open_minari(dataset)
         temporary = None

@@ -12,28 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from hipi_sb3.candidates import ALL, CandidateSampler, check_candidates
-from hipi_sb3.log_partition import LogPartition, make_log_partition
+from hipi_sb3.cloning.trajectories import TrajectoryDataset, show_progress
 from hipi_sb3.names import lookup
-from hipi_sb3.relabel import (
+from hipi_sb3.relabel.candidates import ALL, Candidates, CandidateSampler, check_candidates
+from hipi_sb3.relabel.log_partition import LogPartition, make_log_partition
+from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
+from hipi_sb3.relabel.strategies import (
     HIPI,
     KEY_TO_STRATEGY,
-    Candidates,
     FinalGoal,
     FutureGoal,
-    Inference,
     MaximumAPosteriori,
     MaximumReward,
     NoRelabeling,
     RandomTask,
     Strategy,
-    TaskInference,
-    effective_tasks,
-    label_divergence,
     make_strategy,
 )
-from hipi_sb3.tasks import TaskFamily
-from hipi_sb3.trajectories import TrajectoryDataset, show_progress
+from hipi_sb3.tasks.family import TaskFamily
 
 #: Filtered behaviour cloning: each task gets the trajectories with the largest returns for it.
 TOP_K = "top_k"
@@ -154,10 +150,10 @@ class TrajectoryLabeler:
         with the largest returns for it)
     :param n_labels: how many tasks of the posterior a row keeps; their weights are scaled to sum to one
     :param temperature: T of the posterior: a number, or ``"ess:n"`` for n effective tasks a row, see
-        :class:`~hipi_sb3.relabel.TaskInference`
-    :param log_partition: estimator of log Z(psi) over the rows of the data set, see :mod:`hipi_sb3.log_partition`
-    :param candidates: which tasks are considered, see :class:`~hipi_sb3.candidates.CandidateSampler`. If None: all of a
-        finite family; half draws from the prior and half goals of the data; draws from the prior for the rest
+        :class:`~hipi_sb3.relabel.posterior.TaskInference`
+    :param log_partition: estimator of log Z(psi) over the rows of the data set, see :mod:`hipi_sb3.relabel.log_partition`
+    :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`. If None:
+        all of a finite family; half draws from the prior and half goals of the data; draws from the prior for the rest
     :param n_candidate_tasks: how many tasks are considered
     :param returns: how rows of different length are compared. ``"sum"`` is the return. Where rewards are negative it favours
         rows that were cut short: ten steps to nowhere cost less than twenty steps to the goal. ``"extended"``: a row that

@@ -1,0 +1,1 @@
+"""HIPI-BC: behaviour cloning of trajectories for the tasks that they were right for."""

@@ -1,0 +1,1 @@
+"""Fast arithmetic on the networks of stable-baselines3."""

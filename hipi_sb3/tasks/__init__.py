@@ -1,0 +1,1 @@
+"""Task families: what a reward is."""
