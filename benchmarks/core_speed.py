@@ -88,31 +88,36 @@ def fill_hipi(buffer: HIPIReplayBuffer, data: dict[str, np.ndarray], first: int)
     """The same for ours."""
     features = data["next_achieved"].astype(np.float32)
     reward = FETCH_GOALS.reward(features, data["desired"])
-    episodes, store = buffer.episodes, buffer.store
+    experience = buffer.experience
     n_episodes = first // EPISODE_LENGTH
     ends = np.arange(1, n_episodes + 1) * EPISODE_LENGTH - 1
-    episodes.load_state_dict(
-        episodes.state_dict()
-        | {
-            "slots": np.arange(first, dtype=np.int32)[:, None] // EPISODE_LENGTH,
-            "last_row": ends.astype(np.int32),
-            "n_before": ends - EPISODE_LENGTH + 1,
-            "n_added": first,
-        }
-    )
     tasks = data["desired"][ends].astype(np.float32)
-    store.set_arrays(
-        {
-            "rows": {"observation": data["observation"][:first, None].astype(np.float32)},
-            "last": {"observation": data["next_observation"][ends].astype(np.float32)},
-            "last_tasks": tasks,
-            "tasks": tasks,
-        }
-    )
-    buffer.actions[:first, 0] = data["action"][:first]
-    buffer.rewards[:first, 0] = reward[:first]
-    buffer.dones[:first, 0] = buffer.timeouts[:first, 0] = data["done"][:first]
-    buffer._features[:first, 0] = features[:first]
+    done = data["done"][:first, None]
+    episodes = {
+        "slots": np.arange(first, dtype=np.int32)[:, None] // EPISODE_LENGTH,
+        "last_row": ends.astype(np.int32),
+        "n_before": ends - EPISODE_LENGTH + 1,
+        "n_added": first,
+    }
+    observations = {
+        "rows": {"observation": data["observation"][:first, None].astype(np.float32)},
+        "last": {"observation": data["next_observation"][ends].astype(np.float32)},
+        "last_tasks": tasks,
+        "tasks": tasks,
+    }
+    transitions = {
+        "actions": data["action"][:first, None],
+        "rewards": reward[:first, None],
+        "dones": done,
+        "timeouts": done,
+        "features": features[:first, None],
+    }
+    state = experience.state_dict() | {"pos": first, "observations": observations}
+    state["episodes"] |= episodes
+    types = {name: getattr(experience, name, features).dtype for name in transitions}
+    state["transitions"] |= {name: array.astype(types[name]) for name, array in transitions.items()}
+    state["transitions"]["env_terminated"] = np.zeros_like(done)
+    experience.load_state_dict(state)
     buffer.pos = first
     add_rows_ours(buffer, data, reward, features, first, len(reward))
 

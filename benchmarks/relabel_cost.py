@@ -48,7 +48,7 @@ def measure(candidates: list[int], batch_sizes: list[int], most_turns: int, n_tr
             turns = int(max(3, min(most_turns, PAIRS // (2 * n * batch_size))))
             buffers = {"none": plain, "once": once.replay_buffer, "reused": reused.replay_buffer}
             functions = {name: (lambda b=buffer, k=batch_size: b.sample(k)) for name, buffer in buffers.items()}
-            reuse = reused.replay_buffer.label_reuse
+            reuse = reused.replay_buffer.relabeler.label_reuse
             seconds = take_turns({name: functions[name] for name in ("none", "once")}, turns, calls=1)
             # A turn is as many calls as a row is used, because they share the cost of scoring it once.
             seconds["reused"] = take_turns({"reused": functions["reused"]}, max(2, turns // 4), calls=reuse)["reused"]

@@ -8,7 +8,6 @@ import pickle
 from typing import Any
 
 import gymnasium as gym
-import hipi_sb3.relabel.rows
 import numpy as np
 import pytest
 import torch as th
@@ -21,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+import hipi_sb3.relabel.rows
 from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TargetVelocity
 from hipi_sb3.relabel.learners import Pairs
 from hipi_sb3.relabel.strategies import RelabelRows, Strategy
@@ -102,7 +102,7 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
 def test_finite_families_train_with_all_their_tasks_as_candidates(family: Any) -> None:
     model = make_model(make_line_walk(family))
     buffer = train(model, 40)
-    assert_array_equal(buffer.candidate_sampler.family.tasks, family.tasks)
+    assert_array_equal(buffer.relabeler.sampler.family.tasks, family.tasks)
 
 
 def test_state_dependent_exploration_trains_with_every_score() -> None:
@@ -400,7 +400,7 @@ def test_scores_see_tasks_observations_and_rewards_as_the_critic_does(
     raw = buffer.sample(20)
     monkeypatch.setattr(hipi_sb3.relabel.rows, "score_pairs", spy)
     candidates = GOALS.sample(np.random.default_rng(0), 4)
-    monkeypatch.setattr(buffer.candidate_sampler.family.__class__, "sample", lambda self, rng, n: candidates)
+    monkeypatch.setattr(buffer.relabeler.sampler.family.__class__, "sample", lambda self, rng, n: candidates)
     np.random.seed(0)
     buffer.sample(20, env=env)
     pairs = seen[0]
@@ -455,8 +455,9 @@ def test_options_survive_save_and_load(algorithm: type[SAC], tmp_path: pathlib.P
     loaded = algorithm.load(tmp_path / "model", env=make_line_walk())
     buffer = loaded.replay_buffer
     assert isinstance(buffer, HIPIReplayBuffer)
-    assert type(buffer.strategy).__name__ == "MaximumAPosteriori"
-    assert (buffer.relabel_prob, buffer.inference.temperature, buffer.score) == (0.3, "auto", "q")
+    assert type(buffer.relabeler.strategy).__name__ == "MaximumAPosteriori"
+    relabeler = buffer.relabeler
+    assert (relabeler.relabel_prob, relabeler.inference.temperature, relabeler.score) == (0.3, "auto", "q")
 
 
 def save_and_load(model: SAC, folder: pathlib.Path, env: Any = None) -> SAC:

@@ -56,7 +56,7 @@ def test_a_mapped_buffer_reads_from_the_file_and_never_writes_to_it(tmp_path: pa
     ours.save(tmp_path)
     before = {path.name: path.read_bytes() for path in arrays_of(tmp_path).iterdir()}
     mapped = HIPIReplayBuffer.load(tmp_path, family=GOALS, mmap=True)
-    assert isinstance(mapped.store.rows["observation"], np.memmap)
+    assert isinstance(mapped.experience.store.rows["observation"], np.memmap)
     add_random_steps([mapped], DICT_SPACE, 1, 50, np.random.default_rng(1), 0.0, 0.0)
     assert {path.name: path.read_bytes() for path in arrays_of(tmp_path).iterdir()} == before
 
@@ -80,7 +80,7 @@ def test_relabeling_goes_on_with_the_same_random_numbers(strategy: str, tmp_path
     buffer.sample(10)
     buffer.save(tmp_path)
     loaded = HIPIReplayBuffer.load(tmp_path, family=GOALS, device="cpu")
-    assert loaded.candidates == buffer.candidates and loaded.relabel_prob == 0.5
+    assert loaded.relabeler.candidates == buffer.relabeler.candidates and loaded.relabeler.relabel_prob == 0.5
     tasks = []
     for each in (buffer, loaded):
         np.random.seed(0)
@@ -127,11 +127,11 @@ def test_a_strategy_of_ones_own_comes_from_the_algorithm_or_the_caller(tmp_path:
     model.learn(30)
     model.save_replay_buffer(tmp_path / "buffer")
     model.load_replay_buffer(tmp_path / "buffer")
-    assert isinstance(model.replay_buffer.strategy, OwnStrategy)  # type: ignore[union-attr]
+    assert isinstance(model.replay_buffer.relabeler.strategy, OwnStrategy)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"OwnStrategy as its strategy, and code is not saved. Pass strategy="):
         small().load_replay_buffer(tmp_path / "buffer")
     loaded = HIPIReplayBuffer.load(tmp_path / "buffer", small(), strategy=OwnStrategy())
-    assert isinstance(loaded.strategy, OwnStrategy)
+    assert isinstance(loaded.relabeler.strategy, OwnStrategy)
 
 
 class OwnStrategy(RandomTask):

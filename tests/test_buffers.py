@@ -710,5 +710,5 @@ def test_a_failed_sample_leaves_the_buffer_usable() -> None:
     fill(buffer, SEVEN)
     with pytest.raises(RuntimeError, match="attach"):
         buffer.sample(8)
-    buffer.strategy = AssignTask(0.45)
+    buffer.relabeler.strategy = AssignTask(0.45)
     assert len(buffer.sample(8).rewards) == 8

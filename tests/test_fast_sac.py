@@ -11,7 +11,8 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hipi_sb3 import HIPISAC, HIPIReplayBuffer, update_graph
+from hipi_sb3 import HIPISAC, HIPIReplayBuffer
+from hipi_sb3.networks import update_graph
 from hipi_sb3.networks.fast_sac import FastSAC, adam_step
 from hipi_sb3.networks.layers import Layers
 
@@ -150,7 +151,7 @@ def test_a_running_estimate_of_log_z_learns_while_the_update_needs_no_gradients(
     options = {"log_partition": "running", "label_reuse": 1}
     model = trained(HIPISAC, 20, replay_buffer_kwargs=options)
     assert isinstance(model.replay_buffer, HIPIReplayBuffer)
-    assert model.replay_buffer.inference.log_partition.state_dict()["n_batches"] == 20
+    assert model.replay_buffer.relabeler.inference.log_partition.state_dict()["n_batches"] == 20
 
 
 def test_predictions_are_those_of_sac() -> None:
@@ -261,7 +262,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> tuple[HIPISAC, HIPISAC, list[Any], 
     def train_and_compare(*models: HIPISAC) -> None:
         for model in models or (plain, replayed):
             assert isinstance(model.replay_buffer, HIPIReplayBuffer)
-            model.replay_buffer._rng = np.random.default_rng(0)
+            model.replay_buffer.relabeler._rng = np.random.default_rng(0)
             np.random.seed(0)
             th.manual_seed(0)
             model.train(gradient_steps=10, batch_size=32)

@@ -95,7 +95,9 @@ def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task(
     obs, next_obs = (
         {key: value[at] for key, value in part.items()} for part in (buffer.observations, buffer.next_observations)
     )
-    batch = RelabelBatch(buffer, at, obs, next_obs, np.arange(40), None)
+    relabeler = buffer.relabeler
+    parts = (relabeler.sampler, relabeler.inference, relabeler.score, None, None, relabeler.rng)
+    batch = RelabelBatch(buffer.experience, GOALS, at, obs, next_obs, np.arange(40), *parts)
     tasks = np.array([[0.3], [-0.4], [0.9]], dtype=np.float32)
 
     def loop(rows: list[int]) -> list[float]:
@@ -139,8 +141,8 @@ def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
     ).learn(60)
     buffer: Any = model.replay_buffer
     calls = []
-    original = buffer._relabel
-    buffer._relabel = lambda batch, n_uses=1: calls.append(len(batch.commanded)) or original(batch, n_uses)
+    original = buffer.relabeler._assign
+    buffer.relabeler._assign = lambda batch, *rest: calls.append(len(batch.commanded)) or original(batch, *rest)
     for _ in range(N_BATCHES + 100):
         samples = buffer.sample(32)
         tasks = samples.observations["task"].numpy()
@@ -192,11 +194,11 @@ def test_the_labels_of_a_pooled_row_are_draws_from_its_posterior(monkeypatch: py
     ).learn(50)
     buffer: Any = model.replay_buffer
     batches: list[RelabelBatch] = []
-    original = buffer._relabel
-    monkeypatch.setattr(buffer, "_relabel", lambda batch, n_uses=1: batches.append(batch) or original(batch, n_uses))
-    buffer._pool = None
+    original = buffer.relabeler._assign
+    monkeypatch.setattr(buffer.relabeler, "_assign", lambda batch, *rest: batches.append(batch) or original(batch, *rest))
+    buffer.relabeler.pool = None
     buffer.sample(200)
-    (batch,), pool = (batches, buffer._pool)
+    (batch,), pool = (batches, buffer.relabeler.pool)
     tasks, posterior = batch.candidates().tasks, batch.infer().posterior
     drawn = (pool.tasks[: len(posterior), :, None, 0] == tasks[:, 0]).mean(axis=1)
     # 400 draws a row: a binomial share has a standard deviation of at most 0.025.
@@ -234,7 +236,7 @@ def test_rows_with_reused_labels_are_judged_by_their_label() -> None:
 
 def test_reuse_of_one_is_no_pool_and_zero_is_refused() -> None:
     buffer = goal_buffer(label_reuse=1)
-    assert buffer._pool is None
+    assert buffer.relabeler.pool is None
     with pytest.raises(ValueError, match="label_reuse must be at least 1"):
         goal_buffer(label_reuse=0)
 

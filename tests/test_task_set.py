@@ -78,7 +78,7 @@ def test_candidates_of_many_tasks_are_drawn():
 def test_ten_thousand_tasks_train_by_defaults():
     env = MultiTaskWrapper(LineWalk(), ten_thousand())
     model = HIPISAC("MultiInputPolicy", env, learning_starts=20, batch_size=8, policy_kwargs={"net_arch": [4]}, seed=0)
-    model.replay_buffer.warmup_updates = 2
+    model.replay_buffer.relabeler.warmup_updates = 2
     model.learn(30)
     assert model._n_updates == 10 and model.observation_space["task"].shape == (10_000,)
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -35,7 +34,7 @@ import pandas as pd
 import hipi_sb3  # noqa: F401  registers the environments
 from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
-from zoo.provenance import command_line, commit, provenance
+from zoo.provenance import commit, describe_run
 from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -483,25 +482,6 @@ def gather(cells: Iterable[Cell], folder: Path) -> pd.DataFrame:
     if not rows:
         raise ConfigurationError(f"no cell of the benchmark in {folder} was finished; see output.txt in its folders.")
     return pd.DataFrame(rows)
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-def describe_run(args: argparse.Namespace) -> dict[str, Any]:
-    """
-    Say how and where the numbers were made.
-
-    :param args: command line
-    :return: command, commit, versions, machine
-    """
-    options = [
-        part
-        for name, value in vars(args).items()
-        if value and name != "folder"
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    return {"command": command_line("benchmark.py", options), **provenance(), "note": "one thread a run"}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where a number comes from: command, commit, versions, machine."""
 
+import argparse
 import os
 import platform
 import re
@@ -81,3 +82,19 @@ def command_line(script: str, arguments: list[str]) -> str:
     :return: command
     """
     return re.sub(r"(://[^:/@\s]+):[^@\s]+@", r"\1:***@", shlex.join(["python", f"zoo/{script}", *arguments]))
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    Say how and where the numbers were made.
+
+    :param args: command line
+    :return: command, commit, versions, machine
+    """
+    options = [
+        part
+        for name, value in vars(args).items()
+        if value and name != "folder"
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return {"command": command_line("benchmark.py", options), **provenance(), "note": "one thread a run"}

@@ -16,10 +16,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.cloning.arrays import show_progress
 from hipi_sb3.cloning.labels import Labels, TrajectoryLabeler
 from hipi_sb3.cloning.minibatches import Minibatch, minibatches, updates_per_epoch
 from hipi_sb3.cloning.policy import TaskConditionedBCPolicy
-from hipi_sb3.cloning.trajectories import TrajectoryDataset, show_progress
+from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.experience.layout import each, gather
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.posterior import sample_rows
@@ -33,8 +34,8 @@ class HIPIBC(OffPolicyAlgorithm):
     HIPI-BC: infer for which tasks each trajectory was right, and clone it for these (arXiv 2002.11089, section 3).
 
     ``HIPIBC("MultiInputPolicy").fit(dataset)`` clones a :class:`~hipi_sb3.cloning.trajectories.TrajectoryDataset`; the
-    environment is needed to evaluate only. ``HIPIBC("MultiInputPolicy", env).learn(n)`` collects trajectories with the policy, relabels and
-    clones them, in turn.
+    environment is needed to evaluate only. ``HIPIBC("MultiInputPolicy", env).learn(n)`` collects trajectories with the policy,
+    relabels and clones them, in turn.
 
     The loss is -sum_k q(psi_k | tau) log pi(a | s, psi_k) in the mean over steps: an expectation over the ``n_labels`` most
     probable tasks, or one draw of them. (The paper draws one.)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hipi_sb3.cloning.trajectories import TrajectoryDataset, show_progress
+from hipi_sb3.cloning.arrays import show_progress
+from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel.candidates import ALL, Candidates, CandidateSampler, check_candidates
 from hipi_sb3.relabel.log_partition import LogPartition, make_log_partition

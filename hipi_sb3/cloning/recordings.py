@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.cloning.trajectories import allocate, show_progress, without_task
+from hipi_sb3.cloning.arrays import allocate, show_progress, without_task
 from hipi_sb3.experience.layout import each
 from hipi_sb3.tasks.family import TaskFamily
 

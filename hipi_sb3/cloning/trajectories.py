@@ -7,8 +7,7 @@ mapped into memory, so that a data set of any size can be read piece by piece.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,10 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.cloning.arrays import allocate, without_task
+from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
 from hipi_sb3.experience.files import space_from_json, space_to_json
+from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.tasks.family import TaskFamily
 
 #: Steps that are read at a time.
@@ -179,18 +181,32 @@ class TrajectoryDataset:
         :param buffer: a buffer that is not empty
         :return: data set; its arrays are copies
         """
-        family, layout = buffer.require_family(), buffer.layout
-        size = buffer.size()
-        oldest = buffer.pos if buffer.full else 0
-        rows = (oldest + np.arange(size)) % buffer.buffer_size
+        return cls.from_experience(buffer.experience, buffer.require_family(), buffer.action_space)
+
+    @classmethod
+    def from_experience(
+        cls, experience: Experience, family: TaskFamily, action_space: spaces.Space, scaled: bool = True
+    ) -> "TrajectoryDataset":
+        """
+        Trajectories of what happened, as :meth:`from_buffer`.
+
+        :param experience: what happened
+        :param family: the tasks
+        :param action_space: space of the actions
+        :param scaled: whether stored actions are scaled to [-1, 1], as those of stable-baselines3 are
+        :return: data set; its arrays are copies
+        """
+        layout, size, n_envs = experience.layout, len(experience), experience.n_envs
+        oldest = experience.pos if experience.full else 0
+        rows = (oldest + np.arange(size)) % experience.buffer_size
         # Environment by environment, each from its oldest row on: (n_envs, size) -> (n_envs * size,).
-        at = (np.tile(rows, buffer.n_envs), np.repeat(np.arange(buffer.n_envs), size))
-        is_first = buffer.episodes.step(at) == 0
+        at = (np.tile(rows, n_envs), np.repeat(np.arange(n_envs), size))
+        is_first = experience.episodes.step(at) == 0
         is_first[::size] = True
         starts = np.flatnonzero(is_first)
         ends = np.append(starts[1:], len(is_first)) - 1
-        space, action_space = buffer.observation_space, buffer.action_space
-        observations, inner = buffer.store.observations(at), space
+        inner = space = experience.observation_space
+        observations = experience.store.observations(at)
         tasks = layout.get(observations)[starts]
         if isinstance(space, spaces.Dict):
             observations, inner = without_task(observations, layout.key), without_task(space, layout.key)
@@ -198,8 +214,8 @@ class TrajectoryDataset:
             assert isinstance(space, spaces.Box)
             inner = spaces.Box(space.low[: -family.task_dim], space.high[: -family.task_dim], dtype=np.float32)
             observations = observations[:, : -family.task_dim]
-        actions = buffer.actions[at].reshape(len(is_first), *(action_space.shape or ()))
-        if isinstance(action_space, spaces.Box):
+        actions = experience.actions[at].reshape(len(is_first), *(action_space.shape or ()))
+        if scaled and isinstance(action_space, spaces.Box):
             # stable-baselines3 stores actions scaled to [-1, 1].
             actions = action_space.low + 0.5 * (actions + 1.0) * (action_space.high - action_space.low)
         return cls(
@@ -208,10 +224,10 @@ class TrajectoryDataset:
             action_space,
             observations,
             actions,
-            buffer.features_at(at),
+            experience.features(at),
             np.diff(np.append(starts, len(is_first))),
             tasks,
-            buffer.env_terminated[at][ends],
+            experience.env_terminated[at][ends],
         )
 
     @classmethod
@@ -272,8 +288,6 @@ class TrajectoryDataset:
             wanted = missing or ["features (or next_observations)"]
             raise ValueError(f"{path} has no {', '.join(wanted)}, only {', '.join(sorted(arrays))}.")
         if "features" not in arrays:
-            from hipi_sb3.cloning.recordings import compute_features
-
             arrays["features"] = compute_features(
                 family, arrays["observations"], arrays["actions"], arrays["next_observations"], arrays.get("rewards")
             )
@@ -297,8 +311,6 @@ class TrajectoryDataset:
         :return: data set
         :raises ValueError: when the family needs the simulator
         """
-        from hipi_sb3.cloning.recordings import open_minari, read_minari
-
         source = open_minari(dataset)
         temporary = None
         if folder is None and source.spec.total_steps > MAX_STEPS_IN_MEMORY:
@@ -338,58 +350,6 @@ class TrajectoryDataset:
         for name, array in self._small_arrays().items():
             np.save(folder / f"{name}.npy", array)
         (folder / _SPACES_FILE).write_text(self._spaces() + "\n")
-
-
-@contextmanager
-def show_progress(total: int, description: str, show: bool) -> Iterator[Callable[[int], Any]]:
-    """
-    Show a progress bar.
-
-    :param total: number of steps
-    :param description: what is going on
-    :param show: whether to show it
-    :return: function to call with the number of steps that were done
-    :raises ImportError: when tqdm is missing
-    """
-    if not show:
-        yield lambda n_steps: None
-        return
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError("The progress bar needs tqdm: run `pip install tqdm`, or pass progress_bar=False.") from error
-    with tqdm(total=total, desc=description, unit="step", unit_scale=True) as bar:
-        yield bar.update
-
-
-def allocate(folder: str | Path | None, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """
-    Make an array in memory, or in a file that is mapped into memory.
-
-    :param folder: folder of the file; memory if None
-    :param name: name of the array
-    :param shape: shape
-    :param dtype: data type
-    :return: array
-    """
-    if folder is None:
-        return np.empty(shape, dtype)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-
-
-def without_task(parts: Any, task_key: str | None) -> Any:
-    """
-    A Dict observation, or its space, without the task: what is left is one array where it was made by MultiTaskWrapper.
-
-    :param parts: arrays by key, or ``spaces.Dict``
-    :param task_key: key of the task
-    :return: the other entries; the entry ``observation`` where there is no other
-    """
-    rest = {key: part for key, part in parts.items() if key != task_key}
-    if rest.keys() == {"observation"}:
-        return rest["observation"]
-    return spaces.Dict(rest) if isinstance(parts, spaces.Dict) else rest
 
 
 def _named(name: str, parts: Any) -> dict[str, Any]:

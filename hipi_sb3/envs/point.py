@@ -290,7 +290,7 @@ class PointEnv(gym.Env[np.ndarray, np.ndarray]):
         :param tasks: goals, (n_episodes, 2)
         :param successes: whether each episode reached its goal
         """
-        plot_trajectories(self, observations, tasks, successes, self.goal_radius, path)
+        plot_trajectories(self.walls, self.start, observations, tasks, successes, self.goal_radius, path)
 
 
 class MazeGoals(GoalReaching):

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from hipi_sb3.envs.point import PointEnv
 
 #: Pixels a unit of the map.
 SCALE = 16
@@ -49,27 +46,29 @@ def maze_image(
     return np.round(image).astype(np.uint8)
 
 
-def draw_maze(ax: Any, env: PointEnv) -> None:
+def draw_maze(ax: Any, walls: np.ndarray, start: np.ndarray) -> None:
     """
     Draw the maze and the start on matplotlib axes.
 
     :param ax: matplotlib ``Axes``; x counts columns, y counts rows downwards
-    :param env: environment
+    :param walls: whether each square is a wall, (height, width)
+    :param start: position of the start, (2,)
     """
-    height, width = env.walls.shape
+    height, width = walls.shape
     ax.set_facecolor(FLOOR)
-    for row, column in np.argwhere(env.walls):
+    for row, column in np.argwhere(walls):
         # Overlapping a little, so that no seams show between the squares.
         ax.add_patch(_rectangle((column - 0.01, row - 0.01), 1.02, 1.02, facecolor=WALL, edgecolor="none", zorder=1))
     ax.add_patch(_rectangle((0, 0), width, height, facecolor="none", edgecolor=WALL, linewidth=2.5, zorder=5, clip_on=False))
-    ax.plot(env.start[1], env.start[0], "s", color=INK, markersize=8, zorder=7, clip_on=False)
+    ax.plot(start[1], start[0], "s", color=INK, markersize=8, zorder=7, clip_on=False)
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
 
 
 def plot_trajectories(
-    env: PointEnv,
+    walls: np.ndarray,
+    start: np.ndarray,
     positions: Sequence[np.ndarray],
     goals: np.ndarray,
     successes: Sequence[bool],
@@ -79,7 +78,8 @@ def plot_trajectories(
     """
     Save a picture of trajectories to several goals; colour and line style say which goals were reached.
 
-    :param env: environment, for its maze and its start
+    :param walls: whether each square is a wall, (height, width)
+    :param start: position of the start, (2,)
     :param positions: one array a trajectory, (n_steps + 1, 2), the first position to the last
     :param goals: goals, (n, 2)
     :param successes: whether each trajectory reached its goal, (n,)
@@ -105,7 +105,7 @@ def plot_trajectories(
     # A Figure of its own instead of pyplot: no display and no global state.
     figure = Figure(figsize=(6.4, 7.0), dpi=130, facecolor="white")
     ax = figure.add_axes((0.03, 0.08, 0.94, 0.86))
-    draw_maze(ax, env)
+    draw_maze(ax, walls, start)
     for trajectory, goal, success in zip(positions, goals, successes, strict=True):
         rows, columns = np.asarray(trajectory)[:, :2].T
         color = BLUE if success else VERMILION

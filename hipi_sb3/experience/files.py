@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 
 HEADER = "buffer.json"
@@ -33,7 +32,7 @@ def write_state(path: str | Path, state: dict[str, Any]) -> None:
     Write a state. Whenever the process is killed, the folder holds the old state or the new one.
 
     :param path: folder; is made, or holds an older state that is replaced
-    :param state: dicts, lists and tuples of arrays, tensors, numbers, strings, booleans and None
+    :param state: dicts, lists and tuples of arrays, numbers, strings, booleans and None
     :raises FileExistsError: when there is something else in that place
     :raises TypeError: when the state holds something else
     """
@@ -177,12 +176,12 @@ def _pack(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, np.ndarray | th.Tensor):
+    if isinstance(value, np.ndarray):
         file = re.sub(r"[^\w.-]", "_", name)
         while file in arrays:
             file += "_"
-        arrays[file] = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else value
-        return {"tensor" if isinstance(value, th.Tensor) else "array": file}
+        arrays[file] = value
+        return {"array": file}
     if isinstance(value, list | tuple):
         items = [_pack(item, arrays, f"{name}.{i}") for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
@@ -197,10 +196,8 @@ def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
-    if kind == "array":
+    if kind in ("array", "tensor"):  # the second is an older form of the first
         return arrays[content]
-    if kind == "tensor":
-        return th.as_tensor(arrays[content])
     if kind == "dict":
         return {key: _unpack(item, arrays) for key, item in content}
     items = [_unpack(item, arrays) for item in content]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch as th
 
 
 @dataclass(frozen=True)
@@ -13,7 +12,7 @@ class TaskLayout:
     """
     Where an observation holds its task: under a key of a Dict, or in the last entries of a flat Box.
 
-    Works alike on arrays and tensors, on single observations and on batches.
+    Works alike on single observations and on batches.
 
     :param key: key of a Dict observation; None for ``observation || task`` in one Box
     :param task_dim: length of a task
@@ -30,8 +29,7 @@ class TaskLayout:
         """The same observations with other tasks, (..., task_dim); the argument is left as it is."""
         if self.key is not None:
             return {**observations, self.key: tasks}
-        parts = (observations[..., : -self.task_dim], tasks)
-        return th.cat(parts, dim=-1) if isinstance(tasks, th.Tensor) else np.concatenate(parts, axis=-1)
+        return np.concatenate([observations[..., : -self.task_dim], tasks], axis=-1)
 
 
 def each(observations: Any, function: Callable[[Any], Any]) -> Any:

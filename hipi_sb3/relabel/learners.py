@@ -101,6 +101,16 @@ class Learner:
         self.temperature = temperature
 
     @property
+    def device(self) -> th.device:
+        """Where the networks are."""
+        return self.model.device
+
+    @property
+    def n_updates(self) -> int:
+        """Gradient steps so far."""
+        return self.model._n_updates
+
+    @property
     def alpha(self) -> float | None:
         """Live entropy temperature; None where the algorithm has none."""
         return float(self.entropy_weight) if self.has_alpha else None

@@ -15,6 +15,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from scipy.special import logsumexp
+from torch.utils._pytree import tree_map_only
 
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.task_set import TaskSet
@@ -322,21 +323,18 @@ class _Network:
             return self.level + self.averaged(self._inputs(tasks)).squeeze(-1).numpy().astype(np.float64)
 
     def state_dict(self) -> dict[str, Any]:
-        return copy.deepcopy(
-            {
-                "level": self.level,
-                "n_batches": self.n_batches,
-                "net": self.net.state_dict(),
-                "averaged": self.averaged.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-        )
+        networks = {
+            "net": self.net.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        arrays = tree_map_only(th.Tensor, lambda tensor: tensor.cpu().numpy().copy(), networks)
+        return {"level": self.level, "n_batches": self.n_batches, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.level, self.n_batches = state["level"], state["n_batches"]
-        self.net.load_state_dict(state["net"])
-        self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("net", "averaged", "optimizer"):
+            getattr(self, name).load_state_dict(tree_map_only(np.ndarray, th.tensor, state[name]))
 
 
 def log_mean_exp(scores: np.ndarray) -> np.ndarray:

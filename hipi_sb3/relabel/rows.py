@@ -1,55 +1,78 @@
-"""The rows of a batch that are to be relabeled: the bridge between the buffer, the critic and the strategies."""
+"""The rows of a batch that are to be relabeled, as strategies and sources of candidates see them."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecNormalize
+import torch as th
 
 from hipi_sb3.experience.layout import each, gather
-from hipi_sb3.relabel.candidates import Candidates
-from hipi_sb3.relabel.learners import Learner, Pairs, learner_class
+from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.relabel.candidates import Candidates, CandidateSampler
+from hipi_sb3.relabel.learners import Learner, Pairs
 from hipi_sb3.relabel.log_partition import RunningLogPartition
-from hipi_sb3.relabel.posterior import Inference, effective_tasks, label_divergence
+from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.scores import score_pairs
-
-if TYPE_CHECKING:
-    from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.relabel.windows import Windows
+from hipi_sb3.tasks.family import TaskFamily
 
 #: Steps of a trajectory that its return is computed from.
 _MAX_RETURN_STEPS = 64
 
 
+class Normalization(Protocol):
+    """How the learner sees observations and rewards; stable-baselines3's ``VecNormalize`` is one."""
+
+    def normalize_obs(self, obs: Any) -> Any:
+        """Observations as the policy sees them."""
+
+    def normalize_reward(self, reward: np.ndarray) -> np.ndarray:
+        """Rewards as the critic learns them."""
+
+
 class RelabelBatch:
     """
-    The rows of a sampled batch that are to be relabeled, as a strategy sees them (``relabel.RelabelRows``).
+    The rows of a sampled batch that are to be relabeled, as a strategy sees them (``strategies.RelabelRows``).
 
     Everything is computed when it is first asked for.
 
-    :param buffer: the buffer
+    :param experience: what happened
+    :param family: the tasks
     :param at: ring indices and environment indices of the whole batch, (batch_size,) each
     :param obs: raw observations of the whole batch
     :param next_obs: raw next observations of the whole batch
     :param rows: which rows of the batch are to be relabeled, (n_rows,)
-    :param env: associated ``VecNormalize``, if any
+    :param sampler: draws the candidate tasks
+    :param inference: from scores to the posterior
+    :param score: R_psi(s, a), one of ``KEY_TO_SCORE``
+    :param learner: the critic, where a strategy asks it
+    :param normalization: how the critic sees observations and rewards; raw if None
+    :param rng: random generator
     """
 
     def __init__(
         self,
-        buffer: "HIPIReplayBuffer",
-        at: tuple[np.ndarray, np.ndarray],
+        experience: Experience,
+        family: TaskFamily,
+        at: Steps,
         obs: Any,
         next_obs: Any,
         rows: np.ndarray,
-        env: VecNormalize | None,
+        sampler: CandidateSampler,
+        inference: TaskInference,
+        score: str,
+        learner: Learner | None,
+        normalization: Normalization | None,
+        rng: np.random.Generator,
     ) -> None:
-        self.buffer = buffer
-        self.family = buffer.require_family()
+        self.experience, self.family = experience, family
         self.at = (at[0][rows], at[1][rows])
-        self.batch_tasks = buffer.layout.get(obs)
+        self.batch_tasks = experience.layout.get(obs)
         self.commanded = self.batch_tasks[rows]
-        self.features = buffer.features_at(self.at)
-        self.env = env
+        self.features = experience.features(self.at)
+        self.sampler, self.task_inference, self.score, self.rng = sampler, inference, score, rng
+        self.normalization = normalization
+        self._learner = learner
         self._batch_at, self._batch_obs, self._batch_next_obs, self._rows = at, obs, next_obs, rows
         #: Their new tasks, once they are known, (n_rows, task_dim).
         self.assigned: np.ndarray | None = None
@@ -63,30 +86,30 @@ class RelabelBatch:
         return self.inference
 
     def final_tasks(self) -> np.ndarray:
-        return self.family.achieved(self._features_ahead(self.at, self.buffer.episodes.ahead(self.at)))
+        return self.family.achieved(self._features_ahead(self.at, self.experience.episodes.ahead(self.at)))
 
     def future_tasks(self, n: int | None = None) -> np.ndarray:
-        ahead = self.buffer.episodes.ahead(self.at)
+        ahead = self.experience.episodes.ahead(self.at)
         steps, env_inds = self.at
         if n is not None:
             # (n_rows,) -> (n_rows, n)
             steps, env_inds, ahead = (np.repeat(index[:, None], n, axis=1) for index in (steps, env_inds, ahead))
         # Inclusive of this step and of the last one.
-        return self.family.achieved(self._features_ahead((steps, env_inds), self.buffer.rng.integers(0, ahead + 1)))
+        return self.family.achieved(self._features_ahead((steps, env_inds), self.rng.integers(0, ahead + 1)))
 
     def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
-        before, ahead = self.buffer.episodes.bounds(self.at)
+        before, ahead = self.experience.episodes.bounds(self.at)
         return self._returns((self.at[0] - before, self.at[1]), before + ahead + 1, tasks)
 
     def recent_returns(self, tasks: np.ndarray) -> np.ndarray:
-        steps, env_inds, lengths = self.buffer.episodes.recent()
+        steps, env_inds, lengths = self.experience.episodes.recent()
         return self._returns((steps, env_inds), lengths, tasks)
 
     # How it is computed
 
     @cached_property
     def batch_features(self) -> np.ndarray:
-        return self.buffer.features_at(self._batch_at)
+        return self.experience.features(self._batch_at)
 
     @cached_property
     def obs(self) -> Any:
@@ -98,46 +121,45 @@ class RelabelBatch:
 
     @cached_property
     def candidate_tasks(self) -> Candidates:
-        return self.buffer.candidate_sampler(self, self.buffer.rng)
+        return self.sampler(self, self.rng)
 
     @cached_property
     def inference(self) -> Inference:
         candidates = self.candidate_tasks
-        return self.buffer.inference(
-            candidates.tasks, self.scores(candidates.tasks), candidates.log_weights, alpha=self.learner.alpha
-        )
+        scores = self.scores(candidates.tasks)
+        return self.task_inference(candidates.tasks, scores, candidates.log_weights, alpha=self.learner.alpha)
 
-    @cached_property
+    @property
     def learner(self) -> Learner:
-        temperature = self.buffer.inference.temperature
-        model = self.buffer.model
-        return learner_class(model)(model, None if isinstance(temperature, str) else temperature)
+        if self._learner is None:
+            raise RuntimeError("This strategy asks a critic, and there is none. Pass a learner, or call buffer.attach(model).")
+        return self._learner
 
     def scores(self, tasks: np.ndarray, score: str | None = None) -> np.ndarray:
         """
         Scores of the rows for tasks.
 
         :param tasks: (n_tasks, task_dim) for all rows, or (n_rows, n_tasks, task_dim)
-        :param score: which score; the buffer's if None
+        :param score: which score; that of the posterior if None
         :return: R_psi(s, a), (n_rows, n_tasks)
         """
-        buffer, layout, env = self.buffer, self.buffer.layout, self.env
-        env_terminated = buffer.env_terminated[self.at]
-        # (n_rows, 1, ...) against (n_tasks, task_dim) or (n_rows, n_tasks, task_dim)
-        rewards, terminated = buffer.judge(self.features[:, None], tasks, env_terminated[:, None])
-        if env is not None:
+        # (n_rows, n_steps, n_tasks) each
+        windows = Windows(self.experience, self.at, 1)
+        rewards, terminated = windows.judged(self.family, tasks)
+        if self.normalization is not None:
             # VecNormalize clips: an impossible task has to stay impossible.
-            rewards = np.where(np.isneginf(rewards), rewards, env.normalize_reward(rewards))
+            rewards = np.where(np.isneginf(rewards), rewards, self.normalization.normalize_reward(rewards))
+        outcomes = windows.outcomes(rewards, terminated, self.learner.gamma)
         pairs = Pairs(
-            observations=self._to_torch(buffer._normalize_obs(self.obs, env)),
-            next_observations=self._to_torch(buffer._normalize_obs(self.next_obs, env)),
-            actions=buffer.to_torch(buffer.actions[self.at], copy=False),
-            tasks=buffer.to_torch(self._normalize_tasks(tasks), copy=False),
-            rewards=buffer.to_torch(np.asarray(rewards, dtype=np.float32), copy=False),
-            terminated=buffer.to_torch(terminated, copy=False),
-            with_task=layout.put,
+            observations=self._as_seen(self.obs),
+            next_observations=self._as_seen(self.next_obs),
+            actions=self._to_torch(self.experience.actions[self.at]),
+            tasks=self._to_torch(self._normalize_tasks(tasks)),
+            rewards=self._to_torch(np.asarray(outcomes.rewards, dtype=np.float32)),
+            terminated=self._to_torch(outcomes.terminated),
+            with_task=self._with_task,
         )
-        return score_pairs(self.learner, score or buffer.score, pairs).cpu().numpy().astype(np.float64)
+        return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
 
     def diagnostics(self, tasks: np.ndarray, full: bool) -> dict[str, Any]:
         """
@@ -151,7 +173,7 @@ class RelabelBatch:
         if fulfilled is None:
             fulfilled = self.family.terminated(self.features, tasks)
         values = {
-            "reward_before": self.buffer.rewards[self.at].mean(),
+            "reward_before": self.experience.rewards[self.at].mean(),
             "reward_after": self.family.reward(self.features, tasks).mean(),
             "trivial_share": np.mean(fulfilled),
         }
@@ -167,7 +189,7 @@ class RelabelBatch:
             "log_z_spread": found.log_partition.std(),
             "temperature": np.median(found.temperature),
         }
-        log_partition = self.buffer.inference.log_partition
+        log_partition = self.task_inference.log_partition
         if isinstance(log_partition, RunningLogPartition):
             values["log_z_resets"] = log_partition.n_resets
         if full:
@@ -182,7 +204,7 @@ class RelabelBatch:
 
     def _features_ahead(self, at: tuple[np.ndarray, np.ndarray], ahead: np.ndarray) -> np.ndarray:
         """Features of the transitions that lie some rows ahead, (..., feature_dim)."""
-        return self.buffer.features_at(((at[0] + ahead) % self.buffer.buffer_size, at[1]))
+        return self.experience.features(self.experience.after(at, ahead))
 
     def _returns(self, first: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """
@@ -208,12 +230,24 @@ class RelabelBatch:
 
     def _normalize_tasks(self, tasks: np.ndarray) -> np.ndarray:
         """Tasks as the policy sees them: statistics are kept a dimension, so they pass through with any observation."""
-        if self.env is None:
+        if self.normalization is None:
             return tasks
+        layout = self.experience.layout
         flat = tasks.reshape(-1, tasks.shape[-1])
         some_obs = gather(self.obs, np.zeros(len(flat), dtype=int))
-        normalized = self.buffer._normalize_obs(self.buffer.layout.put(some_obs, flat), self.env)
-        return np.asarray(self.buffer.layout.get(normalized), dtype=np.float32).reshape(tasks.shape)
+        normalized = self.normalization.normalize_obs(layout.put(some_obs, flat))
+        return np.asarray(layout.get(normalized), dtype=np.float32).reshape(tasks.shape)
 
-    def _to_torch(self, observations: Any) -> Any:
-        return each(observations, lambda array: self.buffer.to_torch(array, copy=False))
+    def _as_seen(self, observations: Any) -> Any:
+        normalized = observations if self.normalization is None else self.normalization.normalize_obs(observations)
+        return each(normalized, self._to_torch)
+
+    def _to_torch(self, array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(array, device=self.learner.device)
+
+    def _with_task(self, observations: Any, tasks: th.Tensor) -> Any:
+        """:meth:`~hipi_sb3.experience.layout.TaskLayout.put` for tensors."""
+        layout = self.experience.layout
+        if layout.key is not None:
+            return layout.put(observations, tasks)
+        return th.cat([observations[..., : -layout.task_dim], tasks], dim=-1)

@@ -9,7 +9,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from hipi_sb3.tasks.family import TaskFamily
 
@@ -71,7 +70,7 @@ class GoalEnvTasks(TaskFamily):
         self._success_reward = float(rewards[0]) if len(np.unique(rewards)) <= 2 else None
 
     @classmethod
-    def of_vec_env(cls, env: VecEnv) -> "GoalEnvTasks":
+    def of_vec_env(cls, env: Any) -> "GoalEnvTasks":
         """
         Make the tasks of the environments of a ``VecEnv``, in this process or in others.
 
@@ -142,7 +141,7 @@ class GoalEnvTasks(TaskFamily):
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
         return None if self._success_reward is None else self.reward(features, tasks) == np.float32(self._success_reward)
 
-    def check_vec_normalize(self, env: VecNormalize) -> None:
+    def check_vec_normalize(self, env: Any) -> None:
         """
         Refuse a normalisation that cuts goals off.
 

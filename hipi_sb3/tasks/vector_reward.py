@@ -7,7 +7,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from scipy.special import gammaln
-from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.linear import weighted_sum
@@ -52,7 +51,7 @@ class VectorRewardTasks(TaskFamily):
 
 
 def vector_returns(
-    model: PolicyPredictor,
+    model: Any,
     env: gym.Env,
     tasks: np.ndarray,
     n_episodes: int = 1,

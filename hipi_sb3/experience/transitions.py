@@ -1,0 +1,207 @@
+"""What happened: the transitions of a ring buffer, as they happened, by step and environment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from hipi_sb3.experience.episodes import EpisodeIndex, grow
+from hipi_sb3.experience.layout import TaskLayout, each, take
+from hipi_sb3.experience.observations import ObservationStore
+
+#: Ring indices and environment indices of stored steps, of one shape.
+Steps = tuple[np.ndarray, np.ndarray]
+
+
+class Experience:
+    """
+    A ring of transitions of several environments that step together. What was added is never changed.
+
+    Each observation is stored once, a task once an episode. Terminations are stored by cause: those that are the
+    environment's own hold for whatever task a step is judged by, time limits for none.
+
+    :param buffer_size: steps of the ring, of each environment
+    :param n_envs: number of environments
+    :param observation_space: space of the observations, with the task in it
+    :param layout: where an observation holds its task
+    :param action_dim: entries of a stored action
+    :param action_dtype: their type
+    :param feature_dim: features of a step
+    :param features_key: key of the next observation that is the features; None where they are stored apart
+    """
+
+    #: Arrays (buffer_size, n_envs, ...) that hold one entry a step.
+    _ARRAYS = ("actions", "rewards", "dones", "timeouts", "env_terminated")
+
+    def __init__(
+        self,
+        buffer_size: int,
+        n_envs: int,
+        observation_space: spaces.Space,
+        layout: TaskLayout,
+        action_dim: int,
+        action_dtype: Any,
+        feature_dim: int,
+        features_key: str | None = None,
+    ) -> None:
+        self.buffer_size, self.n_envs = buffer_size, n_envs
+        self.observation_space, self.layout = observation_space, layout
+        self.features_key = features_key
+        self.pos, self.full = 0, False
+
+        def allocate(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+            return np.zeros((buffer_size, n_envs, *shape), dtype=dtype)
+
+        self.actions = allocate(action_dim, dtype=action_dtype)
+        self.rewards = allocate()
+        self.dones, self.timeouts, self.env_terminated = (allocate(dtype=bool) for _ in range(3))
+        self._features = allocate(feature_dim) if features_key is None else None
+        self.episodes = EpisodeIndex(buffer_size, n_envs)
+        self.store = ObservationStore(observation_space, layout, self.episodes)
+
+    def __len__(self) -> int:
+        """Steps of each environment that are stored."""
+        return self.buffer_size if self.full else self.pos
+
+    def add(
+        self,
+        obs: Any,
+        next_obs: Any,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        timeouts: Any,
+        env_terminated: np.ndarray,
+        features: np.ndarray,
+    ) -> None:
+        """
+        Store one step of every environment.
+
+        :param obs: observations, (n_envs, ...) or a dict of such
+        :param next_obs: next observations; at the end of an episode its last one
+        :param actions: actions, (n_envs, action_dim)
+        :param rewards: rewards of the commanded tasks, (n_envs,)
+        :param dones: whether the episodes end, (n_envs,)
+        :param timeouts: whether time limits end them, (n_envs,)
+        :param env_terminated: whether the environments themselves do, (n_envs,)
+        :param features: what the rewards depend on, (n_envs, feature_dim)
+        """
+        pos = self.pos
+        self.store.add(obs, next_obs, np.asarray(dones, dtype=bool))
+        self.actions[pos] = actions
+        self.rewards[pos] = rewards
+        self.dones[pos] = dones
+        self.timeouts[pos] = timeouts
+        self.env_terminated[pos] = env_terminated
+        if self._features is not None:
+            self._features[pos] = features
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full, self.pos = True, 0
+
+    def transitions(self, at: Steps) -> tuple[Any, Any]:
+        """
+        Observations before and after steps.
+
+        :param at: ring indices and environment indices, (n,) each
+        :return: raw observations and next observations, (n, ...) or dicts of such; copies
+        """
+        return self.store.transitions(at)
+
+    def features(self, at: Steps) -> np.ndarray:
+        """
+        Features of steps.
+
+        :param at: ring indices and environment indices, (...,) each
+        :return: (..., feature_dim); a copy
+        """
+        if self.features_key is not None:
+            return self.store.next_part(self.features_key, at)
+        assert self._features is not None
+        return take(self._features, at)
+
+    def after(self, at: Steps, offsets: Any) -> Steps:
+        """
+        Steps that lie some rows of the ring ahead.
+
+        :param at: ring indices and environment indices, (...,) each
+        :param offsets: how far ahead, (...,)
+        :return: ring indices and environment indices
+        """
+        return (at[0] + offsets) % self.buffer_size, at[1]
+
+    # Everything at once, to look at: not to be written to, for that would be lost.
+
+    @property
+    def all_observations(self) -> Any:
+        """All observations, (buffer_size, n_envs, ...) or a dict of such, and zeros; a copy."""
+        return self._all_rows(self.store.observations)
+
+    @property
+    def all_next_observations(self) -> Any:
+        """All next observations, likewise."""
+        return self._all_rows(self.store.next_observations)
+
+    @property
+    def all_features(self) -> np.ndarray:
+        """Features of all steps, (buffer_size, n_envs, feature_dim), likewise."""
+        return self._all_rows(self.features)
+
+    def _all_rows(self, read: Callable[[Steps], Any]) -> Any:
+        def full(values: np.ndarray) -> np.ndarray:
+            array = grow(values, self.buffer_size)  # values are a copy already
+            array.flags.writeable = False
+            return array
+
+        steps, env_inds = np.indices((len(self), self.n_envs))
+        return each(read((steps, env_inds)), full)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self._arrays().values()) + self.store.nbytes + self.episodes.nbytes
+
+    # -- copies and files ---------------------------------------------------------------------------------------------
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name) for name in self._ARRAYS}
+        return arrays if self._features is None else {**arrays, "features": self._features}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` restores it from: arrays and numbers, without rows that were never written."""
+        return {
+            "pos": self.pos,
+            "full": self.full,
+            "episodes": self.episodes.state_dict(),
+            "observations": self.store.arrays(),
+            "transitions": {name: array[: len(self)] for name, array in self._arrays().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Restore what :meth:`state_dict` returned.
+
+        :param state: the state; its arrays become the experience's own
+        """
+        self.pos, self.full = state["pos"], state["full"]
+        self.episodes.load_state_dict(state["episodes"])
+        self.store.set_arrays(state["observations"])
+        for name, array in state["transitions"].items():
+            setattr(self, "_features" if name == "features" else name, grow(array, self.buffer_size))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the rows that were never written."""
+        settings = {
+            key: getattr(self, key) for key in ("buffer_size", "n_envs", "observation_space", "layout", "features_key")
+        }
+        shapes = {
+            "action_dim": self.actions.shape[2],
+            "action_dtype": self.actions.dtype,
+            "feature_dim": 0 if self._features is None else self._features.shape[2],
+        }
+        return {"settings": settings | shapes, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["settings"])  # type: ignore[misc]
+        self.load_state_dict(state["state"])

@@ -1,0 +1,359 @@
+"""From experience to relabeled rows: the strategy with everything that it needs."""
+
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.names import describe, lookup
+from hipi_sb3.relabel.candidates import CandidateSampler, check_candidates
+from hipi_sb3.relabel.learners import Learner
+from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
+from hipi_sb3.relabel.pool import LabelPool
+from hipi_sb3.relabel.posterior import TaskInference
+from hipi_sb3.relabel.rows import Normalization, RelabelBatch
+from hipi_sb3.relabel.scores import KEY_TO_SCORE
+from hipi_sb3.relabel.strategies import (
+    HIPI,
+    KEY_TO_STRATEGY,
+    MaximumAPosteriori,
+    NoRelabeling,
+    RandomTask,
+    Strategy,
+    make_strategy,
+)
+from hipi_sb3.tasks.family import TaskFamily
+
+#: Diagnostics that need extra scores are taken once in so many samples.
+_FULL_DIAGNOSTICS_EVERY = 100
+
+#: ``record(name, value)``, where a diagnostic goes.
+Record = Callable[[str, float], None]
+
+
+@dataclass
+class Relabeled:
+    """
+    Rows of a batch, some of them with new tasks.
+
+    :param at: ring indices and environment indices of the rows, (batch_size,) each; scored rows may stand in the place of
+        those that were asked for
+    :param obs: their raw observations with the tasks, (batch_size, ...) or a dict of such
+    :param next_obs: their raw next observations likewise
+    :param tasks: the tasks, (batch_size, task_dim)
+    :param is_new: which rows were relabeled, (batch_size,)
+    """
+
+    at: Steps
+    obs: Any
+    next_obs: Any
+    tasks: np.ndarray
+    is_new: np.ndarray
+
+
+class Relabeler:
+    """
+    Relabels rows of an :class:`~hipi_sb3.experience.transitions.Experience`: owns the strategy, the posterior with its running
+    estimates, the pool of scored rows and the random generator. Options as in :class:`~hipi_sb3.buffers.HIPIReplayBuffer`.
+
+    A critic is asked through a :class:`~hipi_sb3.relabel.learners.Learner`; strategies that ask none need none.
+    """
+
+    def __init__(
+        self,
+        strategy: str | Strategy = "hipi",
+        score: str = "td",
+        log_partition: str | LogPartition = "batch",
+        temperature: float | str = 1.0,
+        candidates: str | Mapping[str, float] | None = None,
+        n_candidate_tasks: int = 32,
+        relabel_prob: float = 0.5,
+        warmup_updates: int = 0,
+        label_reuse: int = 16,
+    ) -> None:
+        if not 0 <= relabel_prob <= 1:
+            raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
+        if warmup_updates < 0:
+            raise ValueError(f"warmup_updates must not be negative, but it is {warmup_updates}.")
+        if label_reuse < 1:
+            raise ValueError(f"label_reuse must be at least 1, how often a label is used, not {label_reuse}.")
+        lookup("score", score, KEY_TO_SCORE)
+        check_candidates(candidates, n_candidate_tasks)
+        self.strategy = make_strategy(strategy)
+        self.score = score
+        self.inference = TaskInference(make_log_partition(log_partition), temperature)
+        self.candidates = candidates
+        self.n_candidate_tasks = n_candidate_tasks
+        self.relabel_prob = relabel_prob
+        self.warmup_updates = warmup_updates
+        self.label_reuse = label_reuse
+        self.family: TaskFamily | None = None
+        self.sampler: CandidateSampler | None = None
+        self.pool: LabelPool | None = None
+        self._n_samples = 0
+        self._rng: np.random.Generator | None = None
+
+    # -- the tasks ----------------------------------------------------------------------------------------------------
+
+    def setup(self, family: TaskFamily) -> None:
+        """
+        Learn the tasks.
+
+        :param family: the tasks
+        :raises ValueError: when an option does not fit them
+        """
+        sampler = CandidateSampler(family, self.candidates, self.n_candidate_tasks)
+        log_partition = self.inference.log_partition
+        if sampler.differ_by_row and self.strategy.needs_shared_candidates:
+            raise ValueError(
+                f"strategy {type(self.strategy).__name__} compares trajectories by task, but candidates={sampler.shares} "
+                "differ from row to row. Use 'batch', 'prior', 'achieved' or 'all'."
+            )
+        uses_posterior = isinstance(self.strategy, (HIPI, MaximumAPosteriori))
+        if uses_posterior and sampler.differ_by_row and log_partition.needs_shared_candidates:
+            raise ValueError(
+                f"{type(log_partition).__name__} prices columns of tasks, but candidates={sampler.shares} differ from row to "
+                "row. Use log_partition='running', which can price any task, or 'none'."
+            )
+        log_partition.setup(family.task_space, family.tasks)
+        if self.strategy.needs_goals and not family.reaches_goals:
+            raise ValueError(
+                f"strategy {type(self.strategy).__name__} relabels with reached goals, but no transition fulfils a task of "
+                f"{type(family).__name__}. Use 'hipi' or 'random'."
+            )
+        self.family, self.sampler = family, sampler
+
+    def check_learner(self, learner: type[Learner], name: str) -> None:
+        """
+        Check that the critic can be asked what the options ask.
+
+        :param learner: view of the algorithm
+        :param name: name of the algorithm, for the error
+        :raises ValueError: when it cannot
+        """
+        if self.inference.needs_alpha and not learner.has_alpha:
+            raise ValueError(
+                f"temperature='auto' is the learner's entropy temperature, and {name} has none. "
+                "Give a number, or 'ess:8' for eight effective tasks."
+            )
+        if self.score == "paper" and not learner.has_log_prob:
+            raise ValueError(f"score='paper' needs log pi(a | s), and {name} has no stochastic policy. Use 'td' or 'q'.")
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """
+        Its own generator, seeded on first use from the one that stable-baselines3 seeds: ``strategy="none"`` never draws from
+        it, so that it samples the very rows that a DictReplayBuffer would.
+        """
+        if self._rng is None:
+            self._rng = np.random.default_rng(np.random.randint(2**31))
+        return self._rng
+
+    # -- relabeling ---------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        experience: Experience,
+        at: Steps,
+        learner: Learner | None = None,
+        normalization: Normalization | None = None,
+        record: Record | None = None,
+    ) -> Relabeled:
+        """
+        Relabel some rows of a batch.
+
+        :param experience: what happened
+        :param at: ring indices and environment indices, (batch_size,) each; may be changed in place
+        :param learner: the critic, where the strategy asks it
+        :param normalization: how it sees observations and rewards; raw if None
+        :param record: where diagnostics go; nowhere if None
+        :return: the rows
+        """
+        is_new = np.zeros(len(at[0]), dtype=bool)
+        if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
+            is_new = self.rng.random(len(is_new)) < self.relabel_prob
+        rows = np.flatnonzero(is_new)
+        asks_critic = learner is not None and learner.n_updates >= self.warmup_updates
+        pooled = None
+        if self.label_reuse > 1 and asks_critic:
+            pooled = self._from_pool(experience, at, rows, learner, normalization, record)
+        obs, next_obs = experience.transitions(at)
+        tasks = experience.layout.get(obs)
+        if len(rows) > 0:
+            if pooled is None:
+                batch = self._rows(experience, at, rows, learner, normalization, (obs, next_obs))
+                is_early = self.strategy.needs_scores and not asks_critic
+                pooled = self._assign(batch, RandomTask() if is_early else self.strategy, record)
+            # In place: obs and next_obs are copies of what is stored.
+            tasks[rows] = pooled
+            experience.layout.get(next_obs)[...] = tasks
+        return Relabeled(at, obs, next_obs, tasks, is_new)
+
+    def preview(
+        self, experience: Experience, batch_size: int, learner: Learner | None, normalization: Normalization | None = None
+    ) -> RelabelBatch:
+        """
+        Draw a batch of which all rows are to be relabeled, to look at it: nothing is counted or learned, and the random
+        numbers of the training stay as they would have been.
+
+        :param experience: what happened
+        :param batch_size: number of transitions
+        :param learner: the critic, where the strategy asks it
+        :param normalization: how it sees observations and rewards
+        :return: the rows; ``assigned`` holds their new tasks, (batch_size, task_dim)
+        """
+        numpy_state, rng, inference = np.random.get_state(), self._rng, self.inference
+        try:
+            self._rng, self.inference = np.random.default_rng(0), deepcopy(inference)
+            with th.random.fork_rng():
+                at = (
+                    self._rng.integers(len(experience), size=batch_size),
+                    self._rng.integers(experience.n_envs, size=batch_size),
+                )
+                batch = self._rows(experience, at, np.arange(batch_size), learner, normalization)
+                batch.assigned = self.strategy.assign(batch, self._rng)
+        finally:
+            np.random.set_state(numpy_state)
+            self._rng, self.inference = rng, inference
+        return batch
+
+    def _rows(
+        self,
+        experience: Experience,
+        at: Steps,
+        rows: np.ndarray,
+        learner: Learner | None,
+        normalization: Normalization | None,
+        observations: tuple[Any, Any] | None = None,
+    ) -> RelabelBatch:
+        assert self.family is not None and self.sampler is not None, "call setup(family) first"
+        obs, next_obs = experience.transitions(at) if observations is None else observations
+        return RelabelBatch(
+            experience,
+            self.family,
+            at,
+            obs,
+            next_obs,
+            rows,
+            self.sampler,
+            self.inference,
+            self.score,
+            learner,
+            normalization,
+            self.rng,
+        )
+
+    def _assign(self, batch: RelabelBatch, strategy: Strategy, record: Record | None, n_uses: int = 1) -> np.ndarray:
+        """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
+        start = time.perf_counter()
+        tasks = strategy.assign(batch, self.rng)
+        if record is not None:
+            self._record(batch, tasks, (time.perf_counter() - start) / n_uses, record)
+        return tasks
+
+    def _from_pool(
+        self,
+        experience: Experience,
+        at: Steps,
+        rows: np.ndarray,
+        learner: Learner | None,
+        normalization: Normalization | None,
+        record: Record | None,
+    ) -> np.ndarray:
+        """Replace the rows that are to be relabeled by rows that have been scored; their new tasks, (n_rows, task_dim)."""
+        assert self.family is not None
+        n_new = max(1, round(self.relabel_prob * len(at[0])))
+        if self.pool is None:
+            n_labels = self.label_reuse if self.strategy.is_draw else 1
+            self.pool = LabelPool(n_new, n_labels, self.family.task_dim, self.label_reuse)
+        if self.pool.is_due(len(rows)):
+            new = (self.rng.integers(len(experience), size=n_new), self.rng.integers(experience.n_envs, size=n_new))
+            batch = self._rows(experience, new, np.arange(n_new), learner, normalization)
+            labels = [self._assign(batch, self.strategy, record, self.label_reuse)]
+            labels += [self.strategy.assign(batch, self.rng) for _ in range(self.pool.n_labels - 1)]
+            self.pool.add(new, np.stack(labels, axis=1))
+        drawn, tasks = self.pool.draw(len(rows), self.rng)
+        for mine, theirs in zip(at, drawn, strict=True):
+            mine[rows] = theirs
+        return tasks
+
+    def _record(self, batch: RelabelBatch, tasks: np.ndarray, seconds: float, record: Record) -> None:
+        """Say what was decided, in numbers."""
+        full = self._n_samples % _FULL_DIAGNOSTICS_EVERY == 0
+        self._n_samples += 1
+        values = batch.diagnostics(tasks, full) | {
+            "share_changed": self.relabel_prob * np.mean(np.any(tasks != batch.commanded, axis=1)),
+            "us_per_row": 1e6 * seconds / len(tasks),
+        }
+        for key, value in values.items():
+            record(key, float(value))
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor, as plain values; objects are described."""
+        plain = ("score", "n_candidate_tasks", "relabel_prob", "warmup_updates", "label_reuse")
+        return {name: getattr(self, name) for name in plain} | {
+            "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
+            "temperature": self.inference.temperature,
+            "strategy": describe(self.strategy, KEY_TO_STRATEGY),
+            "log_partition": describe(self.inference.log_partition, KEY_TO_LOG_PARTITION),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` restores it from."""
+        log_partition = self.inference.log_partition
+        return {
+            "n_samples": self._n_samples,
+            "generator": None if self._rng is None else self._rng.bit_generator.state,
+            "log_partition": {"class": type(log_partition).__qualname__, "state": log_partition.state_dict()},
+            "label_pool": None if self.pool is None else vars(self.pool),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Restore what :meth:`state_dict` returned; an estimator of another class than this one's is left as it is.
+
+        :param state: the state
+        """
+        self._n_samples = state["n_samples"]
+        if state["generator"] is not None:
+            self._rng = np.random.default_rng(0)
+            self._rng.bit_generator.state = state["generator"]
+        log_partition = self.inference.log_partition
+        if type(log_partition).__qualname__ == state["log_partition"]["class"]:
+            log_partition.load_state_dict(state["log_partition"]["state"])
+        self.pool = None if state["label_pool"] is None else LabelPool.restore(state["label_pool"])
+
+
+def restore_options(saved: dict[str, Any], options: dict[str, Any], given: dict[str, Any], path: Any) -> dict[str, Any]:
+    """
+    Make the objects among saved options again, see :meth:`Relabeler.options`.
+
+    :param saved: what was saved
+    :param options: options that replace them
+    :param given: options that the algorithm was made with, which may hold objects of a user's classes
+    :param path: file, for the error
+    :return: arguments of the constructor
+    :raises ValueError: when an object was of a class that is not the package's, and none is given
+    """
+    saved = dict(saved)
+    for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
+        if name in options:
+            continue
+        key = saved[name]["name"]
+        if key is not None:
+            saved[name] = registry[key](**saved[name]["arguments"])
+        elif type(given.get(name)).__qualname__ == saved[name]["class"]:
+            saved[name] = given[name]
+        else:
+            raise ValueError(
+                f"The buffer in {path} had an object of the class {saved[name]['class']} as its {name}, and code is not "
+                f"saved. Pass {name}=... to HIPIReplayBuffer.load, or in replay_buffer_kwargs to the algorithm."
+            )
+    return saved

@@ -1,0 +1,113 @@
+"""What steps are worth for tasks: the only place that computes it, for what is learned and for what is scored."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hipi_sb3.experience.layout import take
+from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.tasks.family import TaskFamily
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """
+    What happens in windows under tasks, up to the first termination or the end of the episode.
+
+    :param rewards: discounted sums of rewards, (n_rows, ...)
+    :param terminated: whether the task or the environment ends there, (n_rows, ...); a time limit does not
+    :param length: number of steps that count, (n_rows, ...): the value of what follows is discounted by gamma to this power
+    """
+
+    rewards: np.ndarray
+    terminated: np.ndarray
+    length: np.ndarray
+
+
+class Windows:
+    """
+    Some steps from each row on, as far as its episode reaches.
+
+    :param experience: what happened
+    :param at: ring indices and environment indices of the first steps, (n_rows,) each
+    :param n_steps: steps of a window
+    """
+
+    def __init__(self, experience: Experience, at: Steps, n_steps: int) -> None:
+        self.experience = experience
+        offsets = np.arange(n_steps)
+        env_inds = np.repeat(at[1][:, None], n_steps, axis=1)
+        #: Ring indices and environment indices of all steps, (n_rows, n_steps).
+        self.at = experience.after((at[0][:, None], env_inds), offsets)
+        #: Whether the episode reaches the step, (n_rows, n_steps).
+        self.is_inside = offsets <= experience.episodes.ahead(at)[:, None]
+
+    def experienced(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Rewards and terminations of the commanded tasks. Time limits bootstrap.
+
+        :return: (n_rows, n_steps) each
+        """
+        happened = self.experience
+        return take(happened.rewards, self.at), take(happened.dones, self.at) & ~take(happened.timeouts, self.at)
+
+    def judged(self, family: TaskFamily, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Rewards and terminations for tasks. A time limit is no termination: the row bootstraps, unless it fulfils the task.
+
+        :param family: the tasks
+        :param tasks: (n_tasks, task_dim) for all rows, or (n_rows, n_tasks, task_dim)
+        :return: (n_rows, n_steps, n_tasks) each
+        """
+        features = self.experience.features(self.at)[:, :, None]
+        by_env = take(self.experience.env_terminated, self.at)[:, :, None]
+        of_rows = tasks if tasks.ndim == 2 else tasks[:, None]
+        return family.reward(features, of_rows), by_env | family.terminated(features, of_rows)
+
+    def outcomes(self, rewards: np.ndarray, terminated: np.ndarray, gamma: float) -> Outcomes:
+        """
+        Add up the steps of each window.
+
+        :param rewards: rewards of the steps, (n_rows, n_steps, ...), normalised if what is learned is
+        :param terminated: whether a step ends the task or the environment, (n_rows, n_steps, ...)
+        :param gamma: discount factor
+        :return: what the windows come to, (n_rows, ...)
+        """
+        n_steps = self.is_inside.shape[1]
+        if n_steps == 1:  # the episode reaches its own step
+            return Outcomes(rewards[:, 0], terminated[:, 0], np.ones(terminated[:, 0].shape, dtype=int))
+        by_step = (slice(None), slice(None), *[None] * (rewards.ndim - 2))
+        # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
+        before = np.cumsum(terminated, axis=1) - terminated
+        counts = self.is_inside[by_step] & (before == 0)
+        discounts = (gamma ** np.arange(n_steps))[None][by_step]
+        returns = np.sum(np.where(counts, rewards * discounts, 0.0), axis=1)
+        return Outcomes(returns, np.any(terminated & counts, axis=1), counts.sum(axis=1))
+
+
+def learned_outcomes(
+    experience: Experience,
+    family: TaskFamily,
+    at: Steps,
+    tasks: np.ndarray,
+    relabeled: np.ndarray,
+    n_steps: int,
+) -> tuple[Windows, np.ndarray, np.ndarray]:
+    """
+    Rewards and terminations of the steps of a batch: as experienced, or judged by the new task where there is one.
+
+    :param experience: what happened
+    :param family: the tasks
+    :param at: ring indices and environment indices, (batch_size,) each
+    :param tasks: tasks, (batch_size, task_dim), each for its whole window
+    :param relabeled: which of them are new, (batch_size,)
+    :param n_steps: steps of a window
+    :return: the windows, and rewards and terminations of their steps, (batch_size, n_steps) each
+    """
+    windows = Windows(experience, at, n_steps)
+    rewards, terminated = windows.experienced()
+    if relabeled.any():
+        new = Windows(experience, (at[0][relabeled], at[1][relabeled]), n_steps)
+        new_rewards, new_terminated = new.judged(family, tasks[relabeled][:, None])
+        rewards[relabeled], terminated[relabeled] = new_rewards[..., 0], new_terminated[..., 0]
+    return windows, rewards, terminated

@@ -1,0 +1,91 @@
+"""What a step has to bring, so that it can be relabeled later: mistakes that would be silent are found when it is stored."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from hipi_sb3.tasks.family import TaskFamily
+
+
+def check_room(space: spaces.Space, family: TaskFamily) -> None:
+    """
+    Check that an observation holds a task.
+
+    :param space: space of the observations
+    :param family: the tasks
+    :raises ValueError: when it has no room for one
+    """
+    if isinstance(space, spaces.Dict):
+        key = family.task_key
+        fits = key in space.spaces and space[key].shape == family.task_space.shape
+    else:
+        fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
+    if not fits:
+        raise ValueError(
+            f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
+            f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
+            "Use MultiTaskWrapper."
+        )
+
+
+def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
+    """
+    Features of a step of all environments.
+
+    :param family: the tasks
+    :param next_obs: next observations
+    :param infos: info of each environment
+    :return: (n_envs, feature_dim)
+    :raises ValueError: when they are missing
+    """
+    if family.features_key is not None:
+        # In the precision of the environment: its reward is compared with that of the family.
+        return np.asarray(next_obs[family.features_key])
+    try:
+        return np.stack([info["task_features"] for info in infos])
+    except KeyError as error:
+        raise ValueError(
+            "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
+            "MultiTaskWrapper, and keep wrappers outside it from replacing info."
+        ) from error
+
+
+def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
+    """
+    Check that a step leaves the task as it was.
+
+    :param name: what the task is called in the observation
+    :param tasks: tasks before it, (n_envs, task_dim)
+    :param next_tasks: tasks after it
+    :raises ValueError: when it changes one
+    """
+    # The last observation of an episode may have been normalised and restored, which rounds.
+    if not (np.array_equal(tasks, next_tasks) or np.allclose(tasks, next_tasks, rtol=1e-4, atol=1e-5)):
+        env_index = int(np.argmax(~np.isclose(tasks, next_tasks, rtol=1e-4, atol=1e-5).all(axis=-1)))
+        raise ValueError(
+            f"The {name} of environment {env_index} changed within an episode, from "
+            f"{tasks[env_index]} to {next_tasks[env_index]}. A transition is relabeled with one task before and after the "
+            "step, and what it led to counts for that task: make the environment end the episode there, or keep the task "
+            "(reset_target=False in the mazes of Gymnasium-Robotics)."
+        )
+
+
+def check_reward(family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
+    """
+    Check that the environment's reward is the family's.
+
+    :param family: the tasks
+    :param features: features, (n_envs, feature_dim)
+    :param tasks: commanded tasks, (n_envs, task_dim)
+    :param reward: rewards of the environment, (n_envs,)
+    :raises ValueError: when it is not
+    """
+    expected = np.asarray(family.reward(features, tasks), dtype=reward.dtype)
+    if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
+        env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
+        raise ValueError(
+            f"Environment {env_index} returned reward {reward[env_index]} for task {tasks[env_index]}, but "
+            f"{type(family).__name__} gives {expected[env_index]}: relabeled rows would be on another scale. "
+            f"{family.reward_remedy}"
+        )
