@@ -6,9 +6,9 @@ SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
-# Where an extra is missing its tests skip, except in CI, which installs all of them.
+# One environment for everything, installed in a minute or two: no test skips for want of what pip can bring.
 comma := ,
-EXTRAS ?= $(if $(filter true,$(CI)),all,zoo$(comma)dev)
+EXTRAS ?= all
 PYTEST_WORKERS ?= 2
 ARGS ?=
 

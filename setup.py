@@ -61,8 +61,8 @@ setup(
     package_dir={"hipi_sb3": "hipi_sb3", "hipi_sb3.hyperparams": "hyperparams"},
     package_data={"hipi_sb3": ["py.typed"], "hipi_sb3.hyperparams": ["*.yml"]},
     install_requires=[
-        "gymnasium>=1.1,<2",
-        "mujoco>=3.1",
+        "gymnasium[mujoco]>=1.1,<2",
+        "mujoco>=3.1,<5",
         "numpy>=1.26,<3",
         "sb3-contrib>=2.9,<3",
         "scipy>=1.10",

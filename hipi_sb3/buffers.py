@@ -110,17 +110,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
         #: Chooses the tasks of relabeled rows.
-        self.relabeler = Relabeler(
-            strategy,
-            score,
-            log_partition,
-            temperature,
-            candidates,
-            n_candidate_tasks,
-            relabel_prob,
-            warmup_updates,
-            label_reuse,
-        )
+        posterior, considered = (score, log_partition, temperature), (candidates, n_candidate_tasks)
+        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse)
         self.n_steps = n_steps
         self.gamma = gamma
 
@@ -130,8 +121,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self._env_ref: weakref.ref[Any] | None = None
         if family is not None:
             self._set_family(family)
-        model = owner_of(self)
-        if model is not None:
+        if (model := owner_of(self)) is not None:
             self.attach(model)
 
     # -- the algorithm and the tasks -----------------------------------------------------------------------------------
@@ -394,8 +384,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.__dict__.update(state)
         self._model_ref = None
         self._env_ref = None
-        model = owner_of(self)
-        if model is not None:
+        if (model := owner_of(self)) is not None:
             self.attach(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HIPIReplayBuffer":

@@ -1,0 +1,144 @@
+"""Experience and Relabeler by themselves: hand-filled, without a model of stable-baselines3."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from line_walk import GOALS
+from numpy.testing import assert_array_equal
+
+import hipi_sb3  # noqa: F401
+from hipi_sb3 import HIPIReplayBuffer, TrajectoryDataset
+from hipi_sb3.experience.files import read_state, write_state
+from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.experience.transitions import Experience
+from hipi_sb3.relabel.learners import Learner, Pairs
+from hipi_sb3.relabel.relabeler import Relabeler
+from hipi_sb3.relabel.windows import Windows
+
+RECORDED = Path(__file__).parent / "recorded"
+SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (1,), np.float32), "task": GOALS.task_space})
+
+
+def walk(n_steps: int = 12, buffer_size: int = 20) -> Experience:
+    """Two environments that walk right and left by 0.1 a step, in episodes of four steps; the goal is where nobody comes."""
+    experience = Experience(buffer_size, 2, SPACE, TaskLayout("task", 1), 1, np.float32, GOALS.feature_dim)
+    tasks = np.array([[0.95], [-0.95]], dtype=np.float32)
+    for step in range(n_steps):
+        before, after = 0.1 * (step % 4), 0.1 * (step % 4 + 1)
+        obs, next_obs = ({"observation": np.array([[x], [-x]], dtype=np.float32), "task": tasks} for x in (before, after))
+        done = np.full(2, step % 4 == 3)
+        features = next_obs["observation"]
+        rewards = GOALS.reward(features, tasks)
+        experience.add(obs, next_obs, np.zeros((2, 1)), rewards, done, done, np.zeros(2, dtype=bool), features)
+    return experience
+
+
+class NoCritic(Learner):
+    """A critic that values every state at 0: scores are rewards."""
+
+    def __init__(self) -> None:
+        self.gamma, self.temperature = 0.9, None
+        self.policy = self.model = self
+
+    training = False
+    device = th.device("cpu")
+    alpha = None
+    n_updates = 10
+
+    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+        return th.zeros_like(pairs.rewards)
+
+
+def test_experience_gives_back_what_was_added_also_copied_pickled_and_from_a_file(tmp_path: Path) -> None:
+    experience = walk()
+    at = (np.array([0, 3, 3, 4]), np.array([0, 0, 1, 1]))
+    write_state(tmp_path / "folder", experience.state_dict())
+    loaded = walk(0)
+    loaded.load_state_dict(read_state(tmp_path / "folder"))
+    for this in (experience, copy.deepcopy(experience), pickle.loads(pickle.dumps(experience)), loaded):
+        obs, next_obs = this.transitions(at)
+        np.testing.assert_allclose(obs["observation"][:, 0], [0, 0.3, -0.3, 0], atol=1e-6)
+        np.testing.assert_allclose(next_obs["observation"][:, 0], [0.1, 0.4, -0.4, -0.1], atol=1e-6)
+        np.testing.assert_allclose(obs["task"][:, 0], [0.95, 0.95, -0.95, -0.95])
+        assert_array_equal(this.features(at), next_obs["observation"])
+        assert len(this) == 12 and this.nbytes > 0
+
+
+def test_a_window_is_judged_to_the_first_termination_or_the_episodes_end() -> None:
+    experience, radius = walk(), GOALS.radius
+    at = (np.array([0, 2]), np.array([0, 0]))
+    windows = Windows(experience, at, 3)
+    tasks = np.array([[0.2], [0.95]], dtype=np.float32)
+    rewards, terminated = windows.judged(GOALS, tasks)
+    outcomes = windows.outcomes(rewards, terminated, 0.9)
+    expected = np.zeros((2, 2))
+    ends, lengths = np.zeros((2, 2), dtype=bool), np.zeros((2, 2), dtype=int)
+    for i, start in enumerate((0, 2)):
+        for j, goal in enumerate((0.2, 0.95)):
+            for k in range(min(3, 4 - start)):
+                reached = abs(0.1 * (start + k + 1) - goal) <= radius + 1e-6
+                expected[i, j] += 0.9**k * (0 if reached else -1)
+                lengths[i, j] += 1
+                if reached:
+                    ends[i, j] = True
+                    break
+    np.testing.assert_allclose(outcomes.rewards, expected, atol=1e-6)
+    assert_array_equal(outcomes.terminated, ends)
+    assert_array_equal(outcomes.length, lengths)
+    assert ends.any() and not ends.all()
+
+
+def test_a_relabeler_needs_no_model_of_stable_baselines() -> None:
+    experience = walk()
+    relabeler = Relabeler("map", log_partition="none", candidates={"achieved": 1.0}, n_candidate_tasks=24, relabel_prob=1.0)
+    relabeler.setup(GOALS)
+    at = (np.arange(12).repeat(2), np.tile([0, 1], 12))
+    said: dict[str, float] = {}
+    rows = relabeler(experience, at, NoCritic(), record=said.__setitem__)
+    assert rows.is_new.all() and said["share_changed"] == 1.0
+    features = experience.features(rows.at)
+    # The best task of a step, with nothing to expect afterwards, is one that it reaches.
+    assert GOALS.terminated(features, rows.tasks).all()
+    assert_array_equal(rows.obs["task"], rows.tasks)
+    assert_array_equal(rows.next_obs["task"], rows.tasks)
+
+
+@pytest.mark.parametrize("strategy", ["random", "final", "future", "none"])
+def test_strategies_without_scores_need_no_critic(strategy: str) -> None:
+    relabeler = Relabeler(strategy, relabel_prob=1.0)
+    relabeler.setup(GOALS)
+    rows = relabeler(walk(), (np.zeros(8, dtype=int), np.zeros(8, dtype=int)))
+    assert rows.is_new.all() == (strategy != "none")
+    if strategy == "final":
+        np.testing.assert_allclose(rows.tasks, 0.4, atol=1e-6)
+
+
+def test_a_data_set_is_made_of_an_experience() -> None:
+    data = TrajectoryDataset.from_experience(walk(), GOALS, spaces.Box(-1, 1, (1,), np.float32))
+    assert_array_equal(data.lengths, [4] * 6)
+    assert data.tasks is not None
+    assert_array_equal(data.tasks[:, 0], np.float32([0.95] * 3 + [-0.95] * 3))
+
+
+def family_of_the_mazes() -> Any:
+    return gym.make("PointFourRooms-v0").get_wrapper_attr("task_family")
+
+
+def test_a_folder_of_an_older_version_still_loads() -> None:
+    buffer = HIPIReplayBuffer.load(RECORDED / "buffer-0.1.0", family=family_of_the_mazes())
+    # As the version that wrote it had them.
+    np.testing.assert_allclose(buffer.observations["observation"].sum(), 406.40558, rtol=1e-6)
+    assert buffer.rewards.sum() == -60 and buffer.size() == 60
+    assert buffer.relabeler.inference.log_partition._estimator.n_batches == 54  # type: ignore[attr-defined]
+
+
+def test_a_pickle_of_an_older_version_says_who_reads_it() -> None:
+    with pytest.raises(ImportError, match=r"older hipi_sb3 0\.1\.0 wrote it.*buffer\.save"):
+        pickle.loads((RECORDED / "buffer-0.1.0.pkl").read_bytes())
