@@ -114,7 +114,7 @@ def fill_hipi(buffer: HIPIReplayBuffer, data: dict[str, np.ndarray], first: int)
     }
     state = experience.state_dict() | {"pos": first, "observations": observations}
     state["episodes"] |= episodes
-    types = {name: getattr(experience, name, features).dtype for name in transitions}
+    types = {name: array.dtype for name, array in state["transitions"].items()}
     state["transitions"] |= {name: array.astype(types[name]) for name, array in transitions.items()}
     state["transitions"]["env_terminated"] = np.zeros_like(done)
     experience.load_state_dict(state)

@@ -398,7 +398,8 @@ def test_enjoy_records_a_video_without_a_display(trained, monkeypatch, capsys, s
     n_frames = int(re.search(rf"Video of 2 episodes, (\d+) frames: video{suffix}", output).group(1))
     frames = imageio.mimread(trained / f"video{suffix}", memtest=False)
     # A GIF shows equal pictures, of a policy that stands still, as one for longer.
-    assert n_frames == 152 and len(frames) >= (2 if suffix == ".gif" else 0.9 * n_frames)
+    # A goal that is reached ends its episode, which hangs on the last digits of a short training.
+    assert 4 <= n_frames <= 152 and len(frames) >= (2 if suffix == ".gif" else 0.9 * n_frames)
     assert np.std(frames[0]) > 1.0
 
 

@@ -1,6 +1,5 @@
 """What is shipped: the wheel, the versions, the make targets."""
 
-import os
 import re
 import shutil
 import subprocess

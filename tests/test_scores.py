@@ -1,6 +1,7 @@
 """Scores of all pairs, against the reference example and against the networks of a real learner."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
 
 from hipi_sb3.experience.layout import TaskLayout
-from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, learner_class
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, learner_class, with_task
 from hipi_sb3.relabel.log_partition import make_log_partition
 from hipi_sb3.relabel.posterior import TaskInference
 from hipi_sb3.relabel.scores import KEY_TO_SCORE, score_pairs
@@ -147,7 +148,7 @@ def random_pairs(n_rows: int, n_tasks: int, flatten: bool = False, per_row: bool
         tasks=tasks.expand(n_rows, n_tasks, 1).clone() if per_row else tasks,
         rewards=uniform(n_rows, n_tasks),
         terminated=uniform(n_rows, n_tasks) > 0.5,
-        with_task=layout.put,
+        with_task=partial(with_task, layout),
     )
 
 

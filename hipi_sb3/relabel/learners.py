@@ -16,7 +16,7 @@ from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hipi_sb3.experience.layout import each
+from hipi_sb3.experience.layout import TaskLayout, each
 from hipi_sb3.networks.layers import Layers, PairInputs, is_flat
 from hipi_sb3.networks.policy_sample import PolicySample
 
@@ -77,6 +77,20 @@ class Pairs:
                 rewards=self.rewards[rows],
                 terminated=self.terminated[rows],
             )
+
+
+def with_task(layout: TaskLayout, observations: TensorObs, tasks: th.Tensor) -> TensorObs:
+    """
+    :meth:`TaskLayout.put <hipi_sb3.experience.layout.TaskLayout.put>` for tensors.
+
+    :param layout: where an observation holds its task
+    :param observations: observations, (n, ...)
+    :param tasks: tasks, (n, task_dim)
+    :return: the same observations with other tasks
+    """
+    if layout.key is not None:
+        return layout.put(observations, tasks)
+    return th.cat([observations[..., : -layout.task_dim], tasks], dim=-1)
 
 
 class Learner:

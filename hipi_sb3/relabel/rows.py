@@ -1,6 +1,6 @@
 """The rows of a batch that are to be relabeled, as strategies and sources of candidates see them."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch as th
 from hipi_sb3.experience.layout import each, gather
 from hipi_sb3.experience.transitions import Experience, Steps
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler
-from hipi_sb3.relabel.learners import Learner, Pairs
+from hipi_sb3.relabel.learners import Learner, Pairs, with_task
 from hipi_sb3.relabel.log_partition import RunningLogPartition
 from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.scores import score_pairs
@@ -157,7 +157,7 @@ class RelabelBatch:
             tasks=self._to_torch(self._normalize_tasks(tasks)),
             rewards=self._to_torch(np.asarray(outcomes.rewards, dtype=np.float32)),
             terminated=self._to_torch(outcomes.terminated),
-            with_task=self._with_task,
+            with_task=partial(with_task, self.experience.layout),
         )
         return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
 
@@ -244,10 +244,3 @@ class RelabelBatch:
 
     def _to_torch(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array, device=self.learner.device)
-
-    def _with_task(self, observations: Any, tasks: th.Tensor) -> Any:
-        """:meth:`~hipi_sb3.experience.layout.TaskLayout.put` for tensors."""
-        layout = self.experience.layout
-        if layout.key is not None:
-            return layout.put(observations, tasks)
-        return th.cat([observations[..., : -layout.task_dim], tasks], dim=-1)
