@@ -74,7 +74,12 @@ def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str,
         # DictReplayBuffer: nothing is sampled, and it needs no tasks.
         model = HIPISAC("MultiInputPolicy", env, replay_buffer_class=DictReplayBuffer, buffer_size=1, device="cpu", seed=0)
         rows = [{"observation": th.randn(batch_size, n_inputs), "task": th.zeros(batch_size, 1)} for _ in range(2)]
-        numbers = (th.randn(n_tasks, 1), th.randn(batch_size, n_tasks), th.zeros(batch_size, n_tasks, dtype=th.bool))
+        numbers = (
+            th.randn(n_tasks, 1),
+            th.randn(batch_size, n_tasks),
+            th.zeros(batch_size, n_tasks, dtype=th.bool),
+            th.full((batch_size, n_tasks), 0.99),
+        )
         pairs = Pairs(*rows, th.rand(batch_size, n_actions), *numbers, with_task=TaskLayout("task", 1).put)
         for score in ("td", "q"):
             learners = {"apart": SACLearner(model), "repeated": Learner(model)}

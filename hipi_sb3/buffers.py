@@ -58,7 +58,7 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param strategy: how labels are chosen, by name or object: ``"none"``, ``"random"``, ``"final"`` and ``"future"`` (HER),
         ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
         ``"max_reward"``
-    :param score: R_psi(s, a) of the posterior: ``"td"``, ``"q"``, ``"advantage"``, ``"reward"`` or ``"paper"``, see
+    :param score: R_psi of the posterior: ``"td"``, ``"progress"``, ``"q"``, ``"advantage"``, ``"reward"`` or ``"paper"``, see
         :mod:`hipi_sb3.relabel.scores`
     :param log_partition: estimator of log Z(psi), by name or object: ``"batch"``, ``"running"``, ``"sinkhorn"``, ``"mean"``
         or ``"none"``, see :mod:`hipi_sb3.relabel.log_partition`
@@ -111,7 +111,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         #: Chooses the tasks of relabeled rows.
         posterior, considered = (score, log_partition, temperature), (candidates, n_candidate_tasks)
-        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse)
+        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse, n_steps)
         self.n_steps = n_steps
         self.gamma = gamma
 

@@ -115,6 +115,7 @@ def pairs_of(model: OffPolicyAlgorithm, n_rows: int = 5, n_tasks: int = 3) -> Pa
         tasks=th.as_tensor(rng.uniform(0, 33, (n_tasks, 2)), dtype=th.float32),
         rewards=th.as_tensor(rng.integers(-1, 1, (n_rows, n_tasks)), dtype=th.float32),
         terminated=th.as_tensor(rng.random((n_rows, n_tasks)) < 0.3),
+        discounts=th.as_tensor(model.gamma ** rng.integers(1, 4, (n_rows, n_tasks)), dtype=th.float32),
         with_task=with_task,
     )
 
@@ -172,7 +173,8 @@ def by_hand(model: Any, pairs: Pairs, score: str, row: int, task: int, temperatu
         else:
             next_value = critic(model.critic_target, next_obs, a) - entropy
     reward, done = pairs.rewards[row, task], pairs.terminated[row, task]
-    return float({"q": q, "advantage": q - value, "td": reward + (0.0 if done else model.gamma * next_value)}[score])
+    td = reward + (0.0 if done else pairs.discounts[row, task] * next_value)
+    return float({"q": q, "advantage": q - value, "td": td}[score])
 
 
 @each_algorithm
@@ -199,6 +201,7 @@ def test_scores_equal_a_computation_by_hand_from_its_own_networks(name: str, sco
                         tasks=pairs.tasks[[task]],
                         rewards=pairs.rewards[row, task].reshape(1, 1),
                         terminated=pairs.terminated[row, task].reshape(1, 1),
+                        discounts=pairs.discounts[row, task].reshape(1, 1),
                         with_task=pairs.with_task,
                     )
                     found[row, task] = score_pairs(learner, score, single).item()

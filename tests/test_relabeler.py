@@ -97,7 +97,9 @@ def test_a_window_is_judged_to_the_first_termination_or_the_episodes_end() -> No
 
 def test_a_relabeler_needs_no_model_of_stable_baselines() -> None:
     experience = walk()
-    relabeler = Relabeler("map", log_partition="none", candidates={"achieved": 1.0}, n_candidate_tasks=24, relabel_prob=1.0)
+    relabeler = Relabeler(
+        "map", log_partition="none", temperature=0.1, candidates={"achieved": 1.0}, n_candidate_tasks=24, relabel_prob=1.0
+    )
     relabeler.setup(GOALS)
     at = (np.arange(12).repeat(2), np.tile([0, 1], 12))
     said: dict[str, float] = {}
@@ -108,6 +110,40 @@ def test_a_relabeler_needs_no_model_of_stable_baselines() -> None:
     assert GOALS.terminated(features, rows.tasks).all()
     assert_array_equal(rows.obs["task"], rows.tasks)
     assert_array_equal(rows.next_obs["task"], rows.tasks)
+
+
+class ValueOfPlace(NoCritic):
+    """A critic that values a state and a task at ten times the place, plus the task."""
+
+    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+        return 10 * pairs.next_observations["observation"] + pairs.tasks[:, 0]
+
+
+@pytest.mark.parametrize("score", ["td", "progress"])
+def test_a_window_is_scored_by_what_happens_to_it_under_each_task(score: str) -> None:
+    """Against a loop in plain Python: n = 3, three tasks that end at different steps or never, an environment that ends."""
+    experience = walk()
+    experience.env_terminated[2, 0] = True
+    steps = np.arange(12)
+    relabeler = Relabeler("hipi", score, "none", n_steps=3)
+    relabeler.setup(GOALS)
+    batch = relabeler._rows(experience, (steps, np.zeros(12, dtype=int)), steps, ValueOfPlace(), None)
+    tasks = np.array([[0.3], [0.55], [-0.9]], dtype=np.float32)
+    expected = np.empty((12, 3))
+    for start in steps:
+        for j, goal in enumerate(tasks[:, 0]):
+            total, discount, ended = 0.0, 1.0, False
+            for step in range(start, min(start + 3, 4 * (start // 4) + 4)):
+                place = 0.1 * (step % 4 + 1)
+                reached = abs(place - goal) <= GOALS.radius
+                total += discount * (0.0 if reached else -1.0)
+                discount *= 0.9
+                if reached or step == 2:
+                    ended = True
+                    break
+            total += 0.0 if ended else discount * (10 * place + goal)
+            expected[start, j] = total - (10 * 0.1 * (start % 4) + goal if score == "progress" else 0.0)
+    np.testing.assert_allclose(batch.scores(tasks), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["random", "final", "future", "none"])

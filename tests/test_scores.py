@@ -75,6 +75,7 @@ def table_pairs() -> Pairs:
         tasks=th.arange(3.0).unsqueeze(1),
         rewards=th.tensor(REWARDS),
         terminated=th.tensor(TERMINATED),
+        discounts=th.full((3, 3), GAMMA),
         with_task=TaskLayout("task", 1).put,
     )
 
@@ -148,6 +149,7 @@ def random_pairs(n_rows: int, n_tasks: int, flatten: bool = False, per_row: bool
         tasks=tasks.expand(n_rows, n_tasks, 1).clone() if per_row else tasks,
         rewards=uniform(n_rows, n_tasks),
         terminated=uniform(n_rows, n_tasks) > 0.5,
+        discounts=th.full((n_rows, n_tasks), 0.9),
         with_task=partial(with_task, layout),
     )
 

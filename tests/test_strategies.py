@@ -96,7 +96,7 @@ def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task(
         {key: value[at] for key, value in part.items()} for part in (buffer.observations, buffer.next_observations)
     )
     relabeler = buffer.relabeler
-    parts = (relabeler.sampler, relabeler.inference, relabeler.score, None, None, relabeler.rng)
+    parts = (relabeler.sampler, relabeler.inference, relabeler.score, 1, None, None, relabeler.rng)
     batch = RelabelBatch(buffer.experience, GOALS, at, obs, next_obs, np.arange(40), *parts)
     tasks = np.array([[0.3], [-0.4], [0.9]], dtype=np.float32)
 

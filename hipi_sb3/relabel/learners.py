@@ -29,11 +29,12 @@ class Pairs:
     Every row of a batch together with every candidate task.
 
     :param observations: observations as the policy sees them (normalised), batch_size rows; their task is ignored
-    :param next_observations: next observations likewise
+    :param next_observations: observations after the step, or after the window, likewise
     :param actions: actions as the critic sees them (scaled to [-1, 1]), (batch_size, action_dim)
     :param tasks: candidate tasks as the policy sees them, (n_tasks, task_dim) or (batch_size, n_tasks, task_dim)
-    :param rewards: r_psi(s, a, s') as the critic learns it, (batch_size, n_tasks)
-    :param terminated: d_psi, whether the transition ends the task or the environment, (batch_size, n_tasks)
+    :param rewards: r_psi as the critic learns it, of a window its discounted sum, (batch_size, n_tasks)
+    :param terminated: d_psi, whether it ends the task or the environment, (batch_size, n_tasks)
+    :param discounts: gamma^L of a window of L steps, the weight of the value of what follows it, (batch_size, n_tasks)
     :param with_task: ``with_task(observations, tasks)`` puts tasks into observations, row by row
     """
 
@@ -43,6 +44,7 @@ class Pairs:
     tasks: th.Tensor
     rewards: th.Tensor
     terminated: th.Tensor
+    discounts: th.Tensor
     with_task: Callable[[TensorObs, th.Tensor], TensorObs]
 
     def tile(self, rows: TensorObs) -> TensorObs:
@@ -76,6 +78,7 @@ class Pairs:
                 tasks=self.tasks if self.tasks.dim() == 2 else self.tasks[rows],
                 rewards=self.rewards[rows],
                 terminated=self.terminated[rows],
+                discounts=self.discounts[rows],
             )
 
 

@@ -75,6 +75,7 @@ class Relabeler:
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
+        n_steps: int = 1,
     ) -> None:
         if not 0 <= relabel_prob <= 1:
             raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
@@ -92,6 +93,7 @@ class Relabeler:
         self.relabel_prob = relabel_prob
         self.warmup_updates = warmup_updates
         self.label_reuse = label_reuse
+        self.n_steps = n_steps
         self.family: TaskFamily | None = None
         self.sampler: CandidateSampler | None = None
         self.pool: LabelPool | None = None
@@ -243,6 +245,7 @@ class Relabeler:
             self.sampler,
             self.inference,
             self.score,
+            self.n_steps,
             learner,
             normalization,
             self.rng,

@@ -45,6 +45,7 @@ class RelabelBatch:
     :param sampler: draws the candidate tasks
     :param inference: from scores to the posterior
     :param score: R_psi(s, a), one of ``KEY_TO_SCORE``
+    :param n_steps: steps of the window that is scored as one, because it is learned from as one
     :param learner: the critic, where a strategy asks it
     :param normalization: how the critic sees observations and rewards; raw if None
     :param rng: random generator
@@ -61,6 +62,7 @@ class RelabelBatch:
         sampler: CandidateSampler,
         inference: TaskInference,
         score: str,
+        n_steps: int,
         learner: Learner | None,
         normalization: Normalization | None,
         rng: np.random.Generator,
@@ -71,6 +73,7 @@ class RelabelBatch:
         self.commanded = self.batch_tasks[rows]
         self.features = experience.features(self.at)
         self.sampler, self.task_inference, self.score, self.rng = sampler, inference, score, rng
+        self.n_steps = n_steps
         self.normalization = normalization
         self._learner = learner
         self._batch_at, self._batch_obs, self._batch_next_obs, self._rows = at, obs, next_obs, rows
@@ -144,7 +147,7 @@ class RelabelBatch:
         :return: R_psi(s, a), (n_rows, n_tasks)
         """
         # (n_rows, n_steps, n_tasks) each
-        windows = Windows(self.experience, self.at, 1)
+        windows = Windows(self.experience, self.at, self.n_steps)
         rewards, terminated = windows.judged(self.family, tasks)
         if self.normalization is not None:
             # VecNormalize clips: an impossible task has to stay impossible.
@@ -152,11 +155,12 @@ class RelabelBatch:
         outcomes = windows.outcomes(rewards, terminated, self.learner.gamma)
         pairs = Pairs(
             observations=self._as_seen(self.obs),
-            next_observations=self._as_seen(self.next_obs),
+            next_observations=self._as_seen(self._obs_after_windows),
             actions=self._to_torch(self.experience.actions[self.at]),
             tasks=self._to_torch(self._normalize_tasks(tasks)),
             rewards=self._to_torch(np.asarray(outcomes.rewards, dtype=np.float32)),
             terminated=self._to_torch(outcomes.terminated),
+            discounts=self._to_torch((self.learner.gamma**outcomes.length).astype(np.float32)),
             with_task=partial(with_task, self.experience.layout),
         )
         return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
@@ -227,6 +231,14 @@ class RelabelBatch:
         terminated = self.family.terminated(features[:, :, None], tasks)
         running = np.cumsum(terminated, axis=1) - terminated == 0
         return np.sum(np.where(within[:, :, None] & running, rewards * stride[:, :, None], 0.0), axis=1)  # over steps
+
+    @cached_property
+    def _obs_after_windows(self) -> Any:
+        """Observations that windows lead to where nothing terminates before: there values are bootstrapped."""
+        if self.n_steps == 1:
+            return self.next_obs
+        ahead = np.minimum(self.experience.episodes.ahead(self.at), self.n_steps - 1)
+        return self.experience.store.next_observations(self.experience.after(self.at, ahead))
 
     def _normalize_tasks(self, tasks: np.ndarray) -> np.ndarray:
         """Tasks as the policy sees them: statistics are kept a dimension, so they pass through with any observation."""

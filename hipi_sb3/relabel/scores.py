@@ -5,6 +5,7 @@ memory. To add a score: write a function and enter it in ``KEY_TO_SCORE``.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch as th
 
@@ -25,10 +26,19 @@ def q_score(learner: Learner, pairs: Pairs) -> th.Tensor:
 
 def td_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
-    R = r_psi + gamma (1 - d_psi) V(s', psi): the learner's own Bellman target. It holds the exact reward from the first step
-    on, and picks lucky outcomes where the dynamics are noisy.
+    R = sum_k gamma^k r_psi + gamma^L (1 - d_psi) V(s_L, psi): the learner's own Bellman target, over n steps where it learns
+    from n. It holds the exact reward from the first step on, and picks lucky outcomes where the dynamics are noisy.
     """
-    return _bellman(learner.gamma, pairs, learner.pair_next_value(pairs))
+    return _bellman(pairs, learner.pair_next_value(pairs))
+
+
+def progress_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = outcome - V(s, psi), the outcome of :func:`td_score` beside the value that the same target has of where it began: how
+    much better the step or window was than what the policy would have done. Says nothing of how far the task is from done.
+    """
+    before = replace(pairs, next_observations=pairs.observations)
+    return td_score(learner, pairs) - learner.pair_next_value(before)
 
 
 def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:
@@ -39,7 +49,7 @@ def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     next_observations = pairs.tile_observations(pairs.next_observations)
     next_q = learner.first_q(next_observations, learner.policy_sample(next_observations)[0])
     log_prob = learner.log_prob(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions))
-    return _bellman(learner.gamma, pairs, pairs.untile(next_q)) - pairs.untile(log_prob)
+    return _bellman(pairs, pairs.untile(next_q)) - pairs.untile(log_prob)
 
 
 def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
@@ -57,14 +67,15 @@ def reward_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     return pairs.rewards
 
 
-def _bellman(gamma: float, pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
+def _bellman(pairs: Pairs, next_value: th.Tensor) -> th.Tensor:
     # Not (1 - d) * value: an impossible task (reward -inf) must not meet a NaN, nor a terminal row an unbounded value.
-    return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), gamma * next_value)
+    return pairs.rewards + th.where(pairs.terminated, th.zeros_like(next_value), pairs.discounts * next_value)
 
 
 KEY_TO_SCORE: dict[str, Callable[[Learner, Pairs], th.Tensor]] = {
     "q": q_score,
     "td": td_score,
+    "progress": progress_score,
     "advantage": advantage_score,
     "reward": reward_score,
     "paper": paper_score,
