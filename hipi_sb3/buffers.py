@@ -71,7 +71,7 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
-    :param gamma: discount of that return; has to be the algorithm's
+    :param gamma: discount of that return; the algorithm's if None, as is n_steps
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
     """
 
@@ -94,8 +94,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
-        n_steps: int = 1,
-        gamma: float = 0.99,
+        n_steps: int | None = None,
+        gamma: float | None = None,
     ) -> None:
         # ReplayBuffer's own constructor would allocate arrays of other shapes; BaseBuffer's is what is needed of it.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
@@ -104,16 +104,17 @@ class HIPIReplayBuffer(ReplayBuffer):
                 "HIPIReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of each "
                 "episode. Leave it False: each observation is stored once anyway."
             )
-        if n_steps < 1:
+        if n_steps is not None and n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
         #: Chooses the tasks of relabeled rows.
         posterior, considered = (score, log_partition, temperature), (candidates, n_candidate_tasks)
-        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse, n_steps)
-        self.n_steps = n_steps
-        self.gamma = gamma
+        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse, n_steps or 1)
+        self._given = (n_steps, gamma)
+        self.n_steps = n_steps or 1
+        self.gamma = 0.99 if gamma is None else gamma
 
         self.family: TaskFamily | None = None
         self._family_is_given = family is not None
@@ -137,7 +138,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         :param model: the algorithm; ``model.replay_buffer`` has to be this buffer when it is sampled
         :raises ValueError: when the spaces, the number of environments, n_steps or the tasks of the algorithm do not fit
         """
-        check_fits(self, model)
+        check_fits(self, model)  # n_steps and gamma are the algorithm's where they were not given
         if self.relabeler.strategy.needs_scores:
             self.relabeler.check_learner(learner_class(model), type(model).__name__)
         self._model_ref = weakref.ref(model)

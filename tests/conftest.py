@@ -1,13 +1,20 @@
 """What all tests share. The environment is set before any of them imports a simulator or torch."""
 
+import atexit
 import ctypes.util
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from types import ModuleType
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# stable-baselines3 makes a folder a model for its logger, and leaves it: all go into one that is removed.
+if "SB3_LOGDIR" not in os.environ:
+    os.environ["SB3_LOGDIR"] = tempfile.mkdtemp(prefix="hipi_sb3-tests-")
+    atexit.register(shutil.rmtree, os.environ["SB3_LOGDIR"], ignore_errors=True)
 # MuJoCo without a display; where there is no EGL, naming it would break the import of MuJoCo itself.
 if not os.environ.get("DISPLAY") and ctypes.util.find_library("EGL"):
     os.environ.setdefault("MUJOCO_GL", "egl")

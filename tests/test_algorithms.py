@@ -632,9 +632,12 @@ def test_wrong_options_of_the_buffer_are_refused_at_construction(options: dict[s
 
 
 @pytest.mark.filterwarnings("ignore:.*is ignored because a custom")
-def test_n_step_returns_that_only_the_algorithm_knows_of_are_refused() -> None:
+def test_n_steps_and_gamma_are_those_of_the_algorithm_unless_others_are_given() -> None:
+    buffer = make_model(n_steps=3, gamma=0.8).replay_buffer
+    assert isinstance(buffer, HIPIReplayBuffer)
+    assert (buffer.n_steps, buffer.relabeler.n_steps, buffer.gamma) == (3, 3, 0.8)
     with pytest.raises(ValueError, match=r"n_steps=3.*replay_buffer_kwargs=dict\(n_steps=3"):
-        make_model(n_steps=3)
+        make_model(n_steps=3, replay_buffer_kwargs={"n_steps": 1})
 
 
 def test_the_live_alpha_is_refused_for_an_algorithm_that_has_none() -> None:

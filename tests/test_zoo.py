@@ -417,7 +417,7 @@ def test_the_command_line_offers_every_option_of_the_buffer():
     assert tuple(experiment.relabel_options()) == RELABEL_OPTIONS
     assert {"strategy", "score", "log_partition", "temperature", "candidates", "relabel_prob", "warmup_updates"} <= options
     assert options <= set(inspect.signature(HIPIReplayBuffer).parameters)
-    assert not options & {"buffer_size", "device", "family", "n_steps"}
+    assert not options & {"buffer_size", "device", "family", "gamma"}
 
 
 def test_help_shows_the_options_of_both(main, capsys):

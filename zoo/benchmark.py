@@ -102,6 +102,11 @@ KEY_TO_METHOD: dict[str, Method] = {
     "air": Method(("strategy=air",)),
     "advantage": Method(("strategy=advantage",)),
     "map": Method(("strategy=map",)),
+    # Windows of five steps, for everybody, and the label inferred for the window.
+    "random_n5": Method(("strategy=random", "n_steps=5")),
+    "her_future_n5": Method(("strategy=future", "n_steps=5")),
+    "hipi_n5": Method(("n_steps=5",)),
+    "hipi_progress_n5": Method(("n_steps=5", "score=progress", "log_partition=none", "n_candidate_tasks=128")),
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),

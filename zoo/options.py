@@ -25,7 +25,7 @@ RELABEL_OPTIONS = (
     "relabel_prob",
     "warmup_updates",
     "label_reuse",
-    "gamma",
+    "n_steps",
 )
 
 #: The algorithms that :func:`zoo.plugin.register` adds to those of rl_zoo3, in its order.
