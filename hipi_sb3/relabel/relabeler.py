@@ -290,7 +290,7 @@ class Relabeler:
         full = self._n_samples % _FULL_DIAGNOSTICS_EVERY == 0
         self._n_samples += 1
         values = batch.diagnostics(tasks, full) | {
-            "share_changed": self.relabel_prob * np.mean(np.any(tasks != batch.commanded, axis=1)),
+            "share_changed": self.relabel_prob * np.count_nonzero((tasks != batch.commanded).any(axis=1)) / len(tasks),
             "us_per_row": 1e6 * seconds / len(tasks),
         }
         for key, value in values.items():

@@ -6,14 +6,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch as th
 
-from hipi_sb3.experience.layout import each, gather
+from hipi_sb3.experience.layout import each, gather, take
 from hipi_sb3.experience.transitions import Experience, Steps
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler
 from hipi_sb3.relabel.learners import Learner, Pairs, with_task
 from hipi_sb3.relabel.log_partition import RunningLogPartition
 from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.scores import score_pairs
-from hipi_sb3.relabel.windows import Windows
+from hipi_sb3.relabel.windows import Outcomes, Windows
 from hipi_sb3.tasks.family import TaskFamily
 
 #: Steps of a trajectory that its return is computed from.
@@ -160,7 +160,7 @@ class RelabelBatch:
             tasks=self._to_torch(self._normalize_tasks(tasks)),
             rewards=self._to_torch(np.asarray(outcomes.rewards, dtype=np.float32)),
             terminated=self._to_torch(outcomes.terminated),
-            discounts=self._to_torch((self.learner.gamma**outcomes.length).astype(np.float32)),
+            discounts=self._discounts(outcomes),
             with_task=partial(with_task, self.experience.layout),
         )
         return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
@@ -176,10 +176,11 @@ class RelabelBatch:
         fulfilled = self.family.success(self.features, tasks)
         if fulfilled is None:
             fulfilled = self.family.terminated(self.features, tasks)
+        # Sums, for these few numbers are taken in every sample and np.mean takes three times as long.
         values = {
-            "reward_before": self.experience.rewards[self.at].mean(),
-            "reward_after": self.family.reward(self.features, tasks).mean(),
-            "trivial_share": np.mean(fulfilled),
+            "reward_before": np.add.reduce(take(self.experience.rewards, self.at)) / len(tasks),
+            "reward_after": np.add.reduce(self.family.reward(self.features, tasks)) / len(tasks),
+            "trivial_share": np.count_nonzero(fulfilled) / len(tasks),
         }
         if "inference" not in self.__dict__:
             return values
@@ -239,6 +240,10 @@ class RelabelBatch:
             return self.next_obs
         ahead = np.minimum(self.experience.episodes.ahead(self.at), self.n_steps - 1)
         return self.experience.store.next_observations(self.experience.after(self.at, ahead))
+
+    def _discounts(self, outcomes: Outcomes) -> th.Tensor:
+        discounts = np.asarray(self.learner.gamma**outcomes.length, dtype=np.float32)
+        return self._to_torch(discounts).expand(outcomes.terminated.shape)
 
     def _normalize_tasks(self, tasks: np.ndarray) -> np.ndarray:
         """Tasks as the policy sees them: statistics are kept a dimension, so they pass through with any observation."""

@@ -8,15 +8,19 @@ from hipi_sb3.experience.layout import take
 from hipi_sb3.experience.transitions import Experience, Steps
 from hipi_sb3.tasks.family import TaskFamily
 
+#: Length of every window of one step.
+_ONE = np.ones((), dtype=int)
 
-@dataclass(frozen=True)
+
+@dataclass
 class Outcomes:
     """
     What happens in windows under tasks, up to the first termination or the end of the episode.
 
     :param rewards: discounted sums of rewards, (n_rows, ...)
     :param terminated: whether the task or the environment ends there, (n_rows, ...); a time limit does not
-    :param length: number of steps that count, (n_rows, ...): the value of what follows is discounted by gamma to this power
+    :param length: number of steps that count, (n_rows, ...), or 1 for all: the value of what follows is discounted by gamma to
+        this power
     """
 
     rewards: np.ndarray
@@ -34,11 +38,13 @@ class Windows:
     """
 
     def __init__(self, experience: Experience, at: Steps, n_steps: int) -> None:
-        self.experience = experience
-        offsets = np.arange(n_steps)
-        env_inds = np.repeat(at[1][:, None], n_steps, axis=1)
+        self.experience, self.n_steps = experience, n_steps
         #: Ring indices and environment indices of all steps, (n_rows, n_steps).
-        self.at = experience.after((at[0][:, None], env_inds), offsets)
+        self.at: Steps = (at[0][:, None], at[1][:, None])
+        if n_steps == 1:  # the common case, in a tenth of the time
+            return
+        offsets = np.arange(n_steps)
+        self.at = experience.after((self.at[0], np.repeat(self.at[1], n_steps, axis=1)), offsets)
         #: Whether the episode reaches the step, (n_rows, n_steps).
         self.is_inside = offsets <= experience.episodes.ahead(at)[:, None]
 
@@ -73,9 +79,9 @@ class Windows:
         :param gamma: discount factor
         :return: what the windows come to, (n_rows, ...)
         """
-        n_steps = self.is_inside.shape[1]
+        n_steps = self.n_steps
         if n_steps == 1:  # the episode reaches its own step
-            return Outcomes(rewards[:, 0], terminated[:, 0], np.ones(terminated[:, 0].shape, dtype=int))
+            return Outcomes(rewards[:, 0], terminated[:, 0], _ONE)
         by_step = (slice(None), slice(None), *[None] * (rewards.ndim - 2))
         # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
         before = np.cumsum(terminated, axis=1) - terminated
@@ -106,8 +112,9 @@ def learned_outcomes(
     """
     windows = Windows(experience, at, n_steps)
     rewards, terminated = windows.experienced()
-    if relabeled.any():
-        new = Windows(experience, (at[0][relabeled], at[1][relabeled]), n_steps)
-        new_rewards, new_terminated = new.judged(family, tasks[relabeled][:, None])
-        rewards[relabeled], terminated[relabeled] = new_rewards[..., 0], new_terminated[..., 0]
+    new = np.flatnonzero(relabeled)
+    if len(new) > 0:
+        judged = Windows(experience, (at[0].take(new), at[1].take(new)), n_steps)
+        new_rewards, new_terminated = judged.judged(family, tasks.take(new, axis=0)[:, None])
+        rewards[new], terminated[new] = new_rewards[..., 0], new_terminated[..., 0]
     return windows, rewards, terminated
