@@ -15,7 +15,7 @@ import numpy as np
 from hipi_sb3.cloning.arrays import show_progress
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.names import lookup
-from hipi_sb3.relabel.candidates import ALL, Candidates, CandidateSampler, check_candidates
+from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates, default_candidates
 from hipi_sb3.relabel.log_partition import LogPartition, make_log_partition
 from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.strategies import (
@@ -342,7 +342,7 @@ class LabelRows:
     @cached_property
     def _candidates(self) -> Candidates:
         labeler = self.labeler
-        candidates = default_candidates(self.family) if labeler.candidates is None else labeler.candidates
+        candidates = default_candidates(self.family, "prior") if labeler.candidates is None else labeler.candidates
         sampler = CandidateSampler(self.family, candidates, labeler.n_candidate_tasks)
         if sampler.differ_by_row:
             raise ValueError(f"Labels of trajectories need candidates that all rows share, not {sampler.shares}.")
@@ -378,18 +378,6 @@ class LabelRows:
         size = (len(self.segments.start),) if n is None else (n, len(self.segments.start))
         steps = self.segments.start + self.rng.integers(0, self.segments.length, size=size)
         return self.family.achieved(self.dataset.features[steps.T])
-
-
-def default_candidates(family: TaskFamily) -> str | dict[str, float]:
-    """
-    The default candidates of a data set, which may not know any commanded task.
-
-    :param family: the tasks
-    :return: a value for ``candidates``
-    """
-    if family.tasks is not None:
-        return ALL
-    return {"prior": 0.5, "achieved": 0.5} if family.reaches_goals else "prior"
 
 
 def segment_returns(

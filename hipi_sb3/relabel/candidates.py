@@ -159,17 +159,18 @@ class CandidateSampler:
         return Candidates(tasks, np.log(multiplicity))
 
 
-def default_candidates(family: TaskFamily) -> str | dict[str, float]:
+def default_candidates(family: TaskFamily, drawn: str = "batch") -> str | dict[str, float]:
     """
-    The default candidates: every task of a finite family, or draws from its prior where it has many, half commanded and half
-    achieved goals.
+    The default candidates: every task of a finite family, or draws from its prior where it has many; half drawn tasks and half
+    achieved goals; drawn tasks for the rest.
 
     :param family: the tasks
+    :param drawn: where tasks are drawn: ``"batch"``, or ``"prior"`` where the data may know no commanded task
     :return: a value for ``candidates``
     """
     if family.tasks is not None:
         return ALL if len(family.tasks) <= MANY_TASKS else "prior"
-    return {"batch": 0.5, "achieved": 0.5} if family.reaches_goals else "batch"
+    return {drawn: 0.5, "achieved": 0.5} if family.reaches_goals else drawn
 
 
 def check_candidates(candidates: str | Mapping[str, float] | None, n_tasks: int) -> None:

@@ -24,7 +24,7 @@ from zoo import benchmark, enjoy, plots, report
 from zoo.comparison import area_under, steps_to, summarize
 from zoo.warm import WarmProcess
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 # -- benchmark -------------------------------------------------------------------------------------------------------------

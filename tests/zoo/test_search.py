@@ -25,7 +25,7 @@ from zoo.search import TrialSeededEvalCallback
 from zoo.search_postgres import private_postgres
 from zoo.workers import WORKER, Worker, make_storage, n_finished, retry_dead_trials, run_trials, sampler_seed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TRAIN = [sys.executable, str(ROOT / "zoo" / "train.py")]
 SEARCH = ["-optimize", "--study-name", "s", "--n-evaluations", "1", "--eval-tasks", "2", "--search-space", "small"]
 

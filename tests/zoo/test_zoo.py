@@ -29,7 +29,7 @@ from zoo import benchmark, enjoy, experiment, plugin
 from zoo.experiment import TaskExperimentManager, parse_relabel
 from zoo.options import ALGORITHMS, RELABEL_OPTIONS, print_help
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 YAML_FILES = sorted((ROOT / "hyperparams").glob("*.yml"))
 QUICK = ["-params", "learning_starts:20", "policy_kwargs:dict(net_arch=[16])"]
 

@@ -26,7 +26,7 @@ from zoo import train
 from zoo.checkpoints import ResumableCallback, checkpoints, find_damage, last_checkpoint, new_checkpoint, trim_monitor_files
 from zoo.cloning import CloningCheckpoints
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENV = ["--env", "SlowWalk-v0", "--gym-packages", "slow_tasks"]
 FEW = ["--seed", "3", "-n", "240", "--eval-freq", "50", "--eval-tasks", "3", "--n-eval-envs", "2", "--checkpoint-freq", "40"]
 NET = ["-params", "learning_starts:30", "policy_kwargs:dict(net_arch=[8])"]

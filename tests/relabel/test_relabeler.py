@@ -22,7 +22,7 @@ from hipi_sb3.relabel.learners import Learner, Pairs
 from hipi_sb3.relabel.relabeler import Relabeler
 from hipi_sb3.relabel.windows import Windows
 
-RECORDED = Path(__file__).parent / "recorded"
+RECORDED = Path(__file__).parents[1] / "recorded"
 SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (1,), np.float32), "task": GOALS.task_space})
 
 
