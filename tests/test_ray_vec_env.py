@@ -147,7 +147,15 @@ def test_attributes_go_to_the_environments_that_were_asked_for(make):
 
 
 def kill(env, index):
-    ray.kill(env.actors[index], no_restart=True)
+    actor = env.actors[index]
+    ray.kill(actor, no_restart=True)
+    # The order takes a moment to reach it: until then it still answers.
+    for _ in range(1000):
+        try:
+            ray.get(actor.describe.remote())
+        except ray.exceptions.RayActorError:
+            return
+    raise AssertionError("the actor does not die")
 
 
 def test_a_killed_actor_is_replaced_and_its_episodes_are_truncated(make, caplog):
