@@ -14,7 +14,7 @@ from gymnasium import spaces
 from line_walk import DICT_SPACE, FLAT_SPACE, GOALS, LineWalk, directions, fill, goal_buffer, make_line_walk
 from numpy.testing import assert_array_equal
 from stable_baselines3 import SAC
-from test_storage import IMAGES, add_random_steps, assert_same_rows, pair
+from test_observations import IMAGES, add_random_steps, assert_same_rows, pair
 
 from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer
 from hipi_sb3.experience.files import read_state, space_from_json, space_to_json, write_state
