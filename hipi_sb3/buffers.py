@@ -26,7 +26,7 @@ from hipi_sb3.relabel.strategies import Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.steps import check_reward, check_room, check_same_tasks, read_features
+from hipi_sb3.tasks.steps import causes_of_end, check_reward, check_room, check_same_tasks, read_features
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -110,10 +110,19 @@ class HIPIReplayBuffer(ReplayBuffer):
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
         #: Chooses the tasks of relabeled rows.
-        posterior, considered = (score, log_partition, temperature), (candidates, n_candidate_tasks)
-        self.relabeler = Relabeler(strategy, *posterior, *considered, relabel_prob, warmup_updates, label_reuse, n_steps or 1)
+        self.relabeler = Relabeler(
+            strategy=strategy,
+            score=score,
+            log_partition=log_partition,
+            temperature=temperature,
+            candidates=candidates,
+            n_candidate_tasks=n_candidate_tasks,
+            relabel_prob=relabel_prob,
+            warmup_updates=warmup_updates,
+            label_reuse=label_reuse,
+            n_steps=n_steps or 1,
+        )
         self._given = (n_steps, gamma)
-        self.n_steps = n_steps or 1
         self.gamma = 0.99 if gamma is None else gamma
 
         self.family: TaskFamily | None = None
@@ -138,13 +147,23 @@ class HIPIReplayBuffer(ReplayBuffer):
         :param model: the algorithm; ``model.replay_buffer`` has to be this buffer when it is sampled
         :raises ValueError: when the spaces, the number of environments, n_steps or the tasks of the algorithm do not fit
         """
-        check_fits(self, model)  # n_steps and gamma are the algorithm's where they were not given
+        given_n_steps, given_gamma = self._given
+        if given_n_steps is None:
+            self.relabeler.n_steps = getattr(model, "n_steps", 1)
+        if given_gamma is None:
+            self.gamma = model.gamma
+        check_fits(self, model)
         if self.relabeler.strategy.needs_scores:
             self.relabeler.check_learner(learner_class(model), type(model).__name__)
         self._model_ref = weakref.ref(model)
         self._env_ref = None
         if model.env is not None:
             self._family_of_environment(model)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the return, and of the windows that are relabeled whole."""
+        return self.relabeler.n_steps
 
     @property
     def model(self) -> OffPolicyAlgorithm:
@@ -224,13 +243,7 @@ class HIPIReplayBuffer(ReplayBuffer):
     # -- storing -------------------------------------------------------------------------------------------------------
 
     def add(
-        self,
-        obs: Any,
-        next_obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        done: np.ndarray,
-        infos: list[dict[str, Any]],
+        self, obs: Any, next_obs: Any, action: np.ndarray, reward: np.ndarray, done: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
         """
         Store one step of every environment.
@@ -254,12 +267,8 @@ class HIPIReplayBuffer(ReplayBuffer):
 
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
-        timeouts = np.zeros(self.n_envs, dtype=bool)
-        if self.handle_timeout_termination:
-            timeouts[:] = [info.get("TimeLimit.truncated", False) for info in infos]
-        # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
-        unexplained = np.asarray(done, dtype=bool) & ~timeouts & ~family.terminated(features, tasks)
-        env_terminated = unexplained | [info.get("env_terminated", False) for info in infos]
+        by_task = family.terminated(features, tasks)
+        timeouts, env_terminated = causes_of_end(done, by_task, infos, self.handle_timeout_termination)
         actions = action.reshape((self.n_envs, self.action_dim))
         self.experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
         self.pos, self.full = self.experience.pos, self.experience.full
@@ -316,22 +325,18 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def preview(self, batch_size: int, env: VecNormalize | None = None) -> RelabelBatch:
         """
-        Draw a batch of which all rows are to be relabeled, to look at it: nothing is counted or learned, and the random
-        numbers of the training stay as they would have been. See :meth:`Relabeler.preview
-        <hipi_sb3.relabel.relabeler.Relabeler.preview>`.
+        Draw a batch of which all rows are to be relabeled, to look at it: see
+        :meth:`Relabeler.preview <hipi_sb3.relabel.relabeler.Relabeler.preview>`.
 
         :raises RuntimeError: when the buffer is empty or belongs to no algorithm
         """
-        if self.size() == 0:
-            raise RuntimeError("The replay buffer is empty: there is nothing to relabel yet.")
         return self.relabeler.preview(self.experience, batch_size, self._learner(), env)
 
     def _learner(self) -> Learner | None:
         """The critic, where the strategy asks one."""
         if not self.relabeler.strategy.needs_scores:
             return None
-        temperature = self.relabeler.inference.temperature
-        return learner_class(self.model)(self.model, None if isinstance(temperature, str) else temperature)
+        return learner_class(self.model)(self.model, self.relabeler.inference.fixed_temperature)
 
     def _record(self) -> Callable[[str, float], None] | None:
         """Where diagnostics go: ``relabel/`` in the algorithm's logger, averaged until stable-baselines3 next dumps it."""
@@ -377,11 +382,6 @@ class HIPIReplayBuffer(ReplayBuffer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
-        if "relabeler" not in state:
-            raise ValueError(
-                "This HIPIReplayBuffer was pickled by hipi_sb3 0.1.0 or older, which kept its parts in other places. Unpickle "
-                "it with that version and write it with buffer.save(folder), which every version reads."
-            )
         self.__dict__.update(state)
         self._model_ref = None
         self._env_ref = None

@@ -30,7 +30,7 @@ def owner_of(buffer: Any) -> OffPolicyAlgorithm | None:
 
 def check_fits(buffer: Any, model: OffPolicyAlgorithm) -> None:
     """
-    Check that a buffer can be that of an algorithm, and take over n_steps and gamma where the buffer was given none.
+    Check that a buffer can be that of an algorithm.
 
     :param buffer: the buffer
     :param model: the algorithm
@@ -49,11 +49,6 @@ def check_fits(buffer: Any, model: OffPolicyAlgorithm) -> None:
             f"Give the algorithm a VecEnv of {buffer.n_envs}."
         )
     n_steps = getattr(model, "n_steps", 1)
-    given_n_steps, given_gamma = buffer._given
-    if given_n_steps is None:
-        buffer.n_steps = buffer.relabeler.n_steps = n_steps
-    if given_gamma is None:
-        buffer.gamma = model.gamma
     if (n_steps > 1 and n_steps != buffer.n_steps) or (buffer.n_steps > 1 and buffer.gamma != model.gamma):
         raise ValueError(
             f"The algorithm has n_steps={n_steps} and gamma={model.gamma}, the buffer n_steps={buffer.n_steps} and "

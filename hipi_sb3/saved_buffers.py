@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from hipi_sb3.experience.files import read_state, space_from_json, space_to_json, write_state
-from hipi_sb3.relabel.relabeler import restore_options
+from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
+from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
 
 
 def save_buffer(buffer: Any, path: str | Path) -> None:
@@ -42,7 +43,7 @@ def load_buffer(kind: Any, path: str | Path, model: Any, mmap: bool, options: di
     """
     state = read_state(path, mmap)
     given = {} if model is None else model.replay_buffer_kwargs
-    saved = restore_options(state["options"], options, given, path)
+    saved = _restore_options(state["options"], options, given, path)
     if "family" in given:
         options.setdefault("family", given["family"])
     buffer = kind(
@@ -70,3 +71,32 @@ def load_buffer(kind: Any, path: str | Path, model: Any, mmap: bool, options: di
     buffer.experience.load_state_dict(state)
     buffer.pos, buffer.full = state["pos"], state["full"]
     return buffer
+
+
+def _restore_options(saved: dict[str, Any], options: dict[str, Any], given: dict[str, Any], path: Any) -> dict[str, Any]:
+    """
+    Make the objects among saved options again, see :meth:`Relabeler.options
+    <hipi_sb3.relabel.relabeler.Relabeler.options>`.
+
+    :param saved: what was saved
+    :param options: options that replace them
+    :param given: options that the algorithm was made with, which may hold objects of a user's classes
+    :param path: file, for the error
+    :return: arguments of the constructor
+    :raises ValueError: when an object was of a class that is not the package's, and none is given
+    """
+    saved = dict(saved)
+    for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
+        if name in options:
+            continue
+        key = saved[name]["name"]
+        if key is not None:
+            saved[name] = registry[key](**saved[name]["arguments"])
+        elif type(given.get(name)).__qualname__ == saved[name]["class"]:
+            saved[name] = given[name]
+        else:
+            raise ValueError(
+                f"The buffer in {path} had an object of the class {saved[name]['class']} as its {name}, and code is not "
+                f"saved. Pass {name}=... to HIPIReplayBuffer.load, or in replay_buffer_kwargs to the algorithm."
+            )
+    return saved

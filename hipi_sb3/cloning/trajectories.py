@@ -184,16 +184,13 @@ class TrajectoryDataset:
         return cls.from_experience(buffer.experience, buffer.require_family(), buffer.action_space)
 
     @classmethod
-    def from_experience(
-        cls, experience: Experience, family: TaskFamily, action_space: spaces.Space, scaled: bool = True
-    ) -> "TrajectoryDataset":
+    def from_experience(cls, experience: Experience, family: TaskFamily, action_space: spaces.Space) -> "TrajectoryDataset":
         """
-        Trajectories of what happened, as :meth:`from_buffer`.
+        Trajectories of what happened, as :meth:`from_buffer`; Box actions are stored scaled to [-1, 1].
 
         :param experience: what happened
         :param family: the tasks
         :param action_space: space of the actions
-        :param scaled: whether stored actions are scaled to [-1, 1], as those of stable-baselines3 are
         :return: data set; its arrays are copies
         """
         layout, size, n_envs = experience.layout, len(experience), experience.n_envs
@@ -215,7 +212,7 @@ class TrajectoryDataset:
             inner = spaces.Box(space.low[: -family.task_dim], space.high[: -family.task_dim], dtype=np.float32)
             observations = observations[:, : -family.task_dim]
         actions = experience.actions[at].reshape(len(is_first), *(action_space.shape or ()))
-        if scaled and isinstance(action_space, spaces.Box):
+        if isinstance(action_space, spaces.Box):
             # stable-baselines3 stores actions scaled to [-1, 1].
             actions = action_space.low + 0.5 * (actions + 1.0) * (action_space.high - action_space.low)
         return cls(

@@ -9,13 +9,13 @@ import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from scipy.special import logsumexp
-from torch.utils._pytree import tree_map_only
 
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.task_set import TaskSet
@@ -328,13 +328,13 @@ class _Network:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        arrays = tree_map_only(th.Tensor, lambda tensor: tensor.cpu().numpy().copy(), networks)
+        arrays = _convert(networks, th.Tensor, lambda tensor: tensor.cpu().numpy().copy())
         return {"level": self.level, "n_batches": self.n_batches, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.level, self.n_batches = state["level"], state["n_batches"]
         for name in ("net", "averaged", "optimizer"):
-            getattr(self, name).load_state_dict(tree_map_only(np.ndarray, th.tensor, state[name]))
+            getattr(self, name).load_state_dict(_convert(state[name], np.ndarray, th.tensor))
 
 
 def log_mean_exp(scores: np.ndarray) -> np.ndarray:
@@ -349,6 +349,15 @@ def log_mean_exp(scores: np.ndarray) -> np.ndarray:
     largest = np.where(np.isneginf(largest), 0.0, largest)
     with np.errstate(divide="ignore"):
         return largest + np.log(np.mean(np.exp(scores - largest), axis=0))
+
+
+def _convert(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """The same dicts and lists, with the function's result in the place of everything of that kind."""
+    if isinstance(tree, dict):
+        return {key: _convert(value, kind, function) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_convert(value, kind, function) for value in tree]
+    return function(tree) if isinstance(tree, kind) else tree
 
 
 def linex_loss(z: th.Tensor, bound: float) -> th.Tensor:

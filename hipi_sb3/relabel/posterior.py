@@ -95,6 +95,11 @@ class TaskInference:
             raise ValueError(f"temperature must not be negative, but it is {temperature}.")
 
     @property
+    def fixed_temperature(self) -> float | None:
+        """T, where it is a number that was given."""
+        return None if isinstance(self.temperature, str) else self.temperature
+
+    @property
     def needs_alpha(self) -> bool:
         """Whether T is the learner's entropy temperature."""
         return self.temperature == "auto"

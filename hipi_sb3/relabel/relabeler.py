@@ -175,7 +175,10 @@ class Relabeler:
         :param normalization: how it sees observations and rewards; raw if None
         :param record: where diagnostics go; nowhere if None
         :return: the rows
+        :raises RuntimeError: when the strategy asks a critic and there is none, or the tasks are not known yet
         """
+        if self.strategy.needs_scores and learner is None:
+            raise RuntimeError(f"strategy {type(self.strategy).__name__} asks a critic, and there is none. Pass a learner.")
         is_new = np.zeros(len(at[0]), dtype=bool)
         if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
             is_new = self.rng.random(len(is_new)) < self.relabel_prob
@@ -208,7 +211,10 @@ class Relabeler:
         :param learner: the critic, where the strategy asks it
         :param normalization: how it sees observations and rewards
         :return: the rows; ``assigned`` holds their new tasks, (batch_size, task_dim)
+        :raises RuntimeError: when there is no experience yet
         """
+        if len(experience) == 0:
+            raise RuntimeError("The replay buffer is empty: there is nothing to relabel yet.")
         numpy_state, rng, inference = np.random.get_state(), self._rng, self.inference
         try:
             self._rng, self.inference = np.random.default_rng(0), deepcopy(inference)
@@ -233,7 +239,8 @@ class Relabeler:
         normalization: Normalization | None,
         observations: tuple[Any, Any] | None = None,
     ) -> RelabelBatch:
-        assert self.family is not None and self.sampler is not None, "call setup(family) first"
+        if self.family is None or self.sampler is None:
+            raise RuntimeError("This Relabeler does not know the tasks yet: call setup(family) first.")
         obs, next_obs = experience.transitions(at) if observations is None else observations
         return RelabelBatch(
             experience,
@@ -332,31 +339,3 @@ class Relabeler:
         if type(log_partition).__qualname__ == state["log_partition"]["class"]:
             log_partition.load_state_dict(state["log_partition"]["state"])
         self.pool = None if state["label_pool"] is None else LabelPool.restore(state["label_pool"])
-
-
-def restore_options(saved: dict[str, Any], options: dict[str, Any], given: dict[str, Any], path: Any) -> dict[str, Any]:
-    """
-    Make the objects among saved options again, see :meth:`Relabeler.options`.
-
-    :param saved: what was saved
-    :param options: options that replace them
-    :param given: options that the algorithm was made with, which may hold objects of a user's classes
-    :param path: file, for the error
-    :return: arguments of the constructor
-    :raises ValueError: when an object was of a class that is not the package's, and none is given
-    """
-    saved = dict(saved)
-    for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
-        if name in options:
-            continue
-        key = saved[name]["name"]
-        if key is not None:
-            saved[name] = registry[key](**saved[name]["arguments"])
-        elif type(given.get(name)).__qualname__ == saved[name]["class"]:
-            saved[name] = given[name]
-        else:
-            raise ValueError(
-                f"The buffer in {path} had an object of the class {saved[name]['class']} as its {name}, and code is not "
-                f"saved. Pass {name}=... to HIPIReplayBuffer.load, or in replay_buffer_kwargs to the algorithm."
-            )
-    return saved

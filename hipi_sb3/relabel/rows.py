@@ -147,12 +147,11 @@ class RelabelBatch:
         :return: R_psi(s, a), (n_rows, n_tasks)
         """
         # (n_rows, n_steps, n_tasks) each
-        windows = Windows(self.experience, self.at, self.n_steps)
-        rewards, terminated = windows.judged(self.family, tasks)
+        rewards, terminated = self._windows.judged(self.family, tasks)
         if self.normalization is not None:
             # VecNormalize clips: an impossible task has to stay impossible.
             rewards = np.where(np.isneginf(rewards), rewards, self.normalization.normalize_reward(rewards))
-        outcomes = windows.outcomes(rewards, terminated, self.learner.gamma)
+        outcomes = self._windows.outcomes(rewards, terminated, self.learner.gamma)
         pairs = Pairs(
             observations=self._as_seen(self.obs),
             next_observations=self._as_seen(self._obs_after_windows),
@@ -232,6 +231,10 @@ class RelabelBatch:
         terminated = self.family.terminated(features[:, :, None], tasks)
         running = np.cumsum(terminated, axis=1) - terminated == 0
         return np.sum(np.where(within[:, :, None] & running, rewards * stride[:, :, None], 0.0), axis=1)  # over steps
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows(self.experience, self.at, self.n_steps)
 
     @cached_property
     def _obs_after_windows(self) -> Any:

@@ -57,16 +57,20 @@ class Windows:
         happened = self.experience
         return take(happened.rewards, self.at), take(happened.dones, self.at) & ~take(happened.timeouts, self.at)
 
-    def judged(self, family: TaskFamily, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def judged(
+        self, family: TaskFamily, tasks: np.ndarray, rows: np.ndarray | slice = slice(None)
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Rewards and terminations for tasks. A time limit is no termination: the row bootstraps, unless it fulfils the task.
 
         :param family: the tasks
         :param tasks: (n_tasks, task_dim) for all rows, or (n_rows, n_tasks, task_dim)
+        :param rows: which windows
         :return: (n_rows, n_steps, n_tasks) each
         """
-        features = self.experience.features(self.at)[:, :, None]
-        by_env = take(self.experience.env_terminated, self.at)[:, :, None]
+        at = (self.at[0][rows], self.at[1][rows])
+        features = self.experience.features(at)[:, :, None]
+        by_env = take(self.experience.env_terminated, at)[:, :, None]
         of_rows = tasks if tasks.ndim == 2 else tasks[:, None]
         return family.reward(features, of_rows), by_env | family.terminated(features, of_rows)
 
@@ -79,14 +83,13 @@ class Windows:
         :param gamma: discount factor
         :return: what the windows come to, (n_rows, ...)
         """
-        n_steps = self.n_steps
-        if n_steps == 1:  # the episode reaches its own step
+        if self.n_steps == 1:  # the episode reaches its own step
             return Outcomes(rewards[:, 0], terminated[:, 0], _ONE)
         by_step = (slice(None), slice(None), *[None] * (rewards.ndim - 2))
         # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
         before = np.cumsum(terminated, axis=1) - terminated
         counts = self.is_inside[by_step] & (before == 0)
-        discounts = (gamma ** np.arange(n_steps))[None][by_step]
+        discounts = (gamma ** np.arange(self.n_steps))[None][by_step]
         returns = np.sum(np.where(counts, rewards * discounts, 0.0), axis=1)
         return Outcomes(returns, np.any(terminated & counts, axis=1), counts.sum(axis=1))
 
@@ -114,7 +117,6 @@ def learned_outcomes(
     rewards, terminated = windows.experienced()
     new = np.flatnonzero(relabeled)
     if len(new) > 0:
-        judged = Windows(experience, (at[0].take(new), at[1].take(new)), n_steps)
-        new_rewards, new_terminated = judged.judged(family, tasks.take(new, axis=0)[:, None])
+        new_rewards, new_terminated = windows.judged(family, tasks.take(new, axis=0)[:, None], new)
         rewards[new], terminated[new] = new_rewards[..., 0], new_terminated[..., 0]
     return windows, rewards, terminated

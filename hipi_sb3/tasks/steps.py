@@ -51,6 +51,24 @@ def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]
         ) from error
 
 
+def causes_of_end(
+    done: np.ndarray, by_task: np.ndarray, infos: list[dict[str, Any]], time_limits: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What ended the episodes besides the tasks.
+
+    :param done: whether they ended, (n_envs,)
+    :param by_task: whether the commanded tasks ended, (n_envs,)
+    :param infos: info of each environment
+    :param time_limits: whether time limits count as such, not as terminations
+    :return: whether time limits did, and whether the environments themselves did, (n_envs,) each
+    """
+    timeouts = np.array([time_limits and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
+    # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
+    unexplained = np.asarray(done, dtype=bool) & ~timeouts & ~by_task
+    return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
+
+
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
     """
     Check that a step leaves the task as it was.

@@ -156,6 +156,19 @@ def test_strategies_without_scores_need_no_critic(strategy: str) -> None:
         np.testing.assert_allclose(rows.tasks, 0.4, atol=1e-6)
 
 
+def test_what_is_missing_is_asked_for() -> None:
+    at = (np.zeros(8, dtype=int), np.zeros(8, dtype=int))
+    relabeler = Relabeler("random", relabel_prob=1.0)
+    with pytest.raises(RuntimeError, match=r"call setup\(family\)"):
+        relabeler(walk(), at)
+    relabeler = Relabeler("hipi")
+    relabeler.setup(GOALS)
+    with pytest.raises(RuntimeError, match="HIPI asks a critic, and there is none"):
+        relabeler(walk(), at)
+    with pytest.raises(RuntimeError, match="empty"):
+        relabeler.preview(walk(0), 8, NoCritic())
+
+
 def test_a_data_set_is_made_of_an_experience() -> None:
     data = TrajectoryDataset.from_experience(walk(), GOALS, spaces.Box(-1, 1, (1,), np.float32))
     assert_array_equal(data.lengths, [4] * 6)
