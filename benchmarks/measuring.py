@@ -9,6 +9,7 @@ import gc
 import json
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,8 @@ def commit() -> str:
     """Commit of the code that was measured, with ``+changes`` if it was changed since; results are no code."""
 
     def git(*args: str) -> str:
+        if shutil.which("git") is None:
+            return ""
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
     changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")

@@ -73,9 +73,10 @@ class TaskInference:
     From scores to the posterior: divide by T, price the tasks, normalise.
 
     :param log_partition: estimator of log Z
-    :param temperature: T as a number; ``"auto"``, the learner's live entropy temperature alpha (the optimal SAC policy is
-        exp((Q - V) / alpha), so that any other T gives another posterior); or ``"ess:n"``, for each row the T at which the
-        posterior has n effective tasks
+    :param temperature: T as a number, in the units of the score; ``"spread:x"``, x times the spread of the batch's scores,
+        which means the same whatever the scale of the rewards; ``"auto"``, the learner's live entropy temperature alpha (the
+        optimal SAC policy is exp((Q - V) / alpha), so that any other T gives another posterior); or ``"ess:n"``, for each row
+        the T at which the posterior has n effective tasks
     :raises ValueError: when the temperature is none of these
     """
 
@@ -83,13 +84,17 @@ class TaskInference:
         self.log_partition = log_partition
         self.temperature = temperature
         self.target_tasks: float | None = None
+        self.spreads: float | None = None
         if isinstance(temperature, str):
             kind, _, number = temperature.partition(":")
             if kind == "ess" and _is_number(number) and float(number) >= 1:
                 self.target_tasks = float(number)
+            elif kind == "spread" and _is_number(number) and 0 <= float(number) < np.inf:
+                self.spreads = float(number)
             elif temperature != "auto":
                 raise ValueError(
-                    f"temperature must be a number >= 0, 'auto' or 'ess:n' with n >= 1 effective tasks, not {temperature!r}."
+                    "temperature must be a number >= 0, 'auto', 'spread:x' with x >= 0 spreads of the scores or 'ess:n' with "
+                    f"n >= 1 effective tasks, not {temperature!r}."
                 )
         elif not temperature >= 0:
             raise ValueError(f"temperature must not be negative, but it is {temperature}.")
@@ -128,10 +133,13 @@ class TaskInference:
         :return: T, a scalar, and log Z, (n_tasks,) or (batch_size, n_tasks)
         """
         scores = np.asarray(scores, dtype=np.float64)
-        if self.target_tasks is None:
-            temperature = np.asarray(alpha if self.needs_alpha else self.temperature, dtype=np.float64)
+        if self.spreads is not None:
+            temperature = np.asarray(self.spreads * spread(centered_scores(scores, by_column=tasks.ndim == 2)))
+        elif self.target_tasks is not None:
+            centered = centered_scores(scores, by_column=tasks.ndim == 2)
+            temperature = common_temperature(centered, log_weights, self.target_tasks)
         else:
-            temperature = common_temperature(scores, log_weights, self.target_tasks, by_column=tasks.ndim == 2)
+            temperature = np.asarray(alpha if self.needs_alpha else self.temperature, dtype=np.float64)
         scaled = scores / np.maximum(temperature, MIN_TEMPERATURE)
         self.log_partition.update(tasks, scaled)
         return temperature, self.log_partition(tasks, scaled, log_weights)
@@ -157,26 +165,44 @@ class TaskInference:
         return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, temperature * ratio)
 
 
-def common_temperature(scores: np.ndarray, log_weights: np.ndarray, target_tasks: float, by_column: bool) -> np.ndarray:
+def centered_scores(scores: np.ndarray, by_column: bool) -> np.ndarray:
     """
-    One T for a batch, at which the posterior of the centred scores has a given effective number of tasks in the mean.
+    Scores without the mean of each task: offsets between tasks are the price's business.
 
-    :param scores: scores R, (batch_size, n_tasks)
-    :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
-    :param target_tasks: effective number of tasks
-    :param by_column: subtract the mean of each task first; offsets between tasks are the price's business
-    :return: T, a scalar
+    :param scores: scores R, (batch_size, n_tasks); -inf for an impossible task
+    :param by_column: whether columns are tasks; otherwise the mean of all is subtracted
+    :return: centred scores; -inf stays
     """
     finite = np.isfinite(scores)
     axis = 0 if by_column else None
-    mean = np.sum(np.where(finite, scores, 0.0), axis=axis) / np.maximum(finite.sum(axis=axis), 1)
-    centered = scores - mean
-    spread = np.sqrt(np.mean(np.where(finite, centered, 0.0) ** 2))
+    return scores - np.sum(np.where(finite, scores, 0.0), axis=axis) / np.maximum(finite.sum(axis=axis), 1)
+
+
+def spread(centered: np.ndarray) -> float:
+    """
+    Standard deviation of centred scores, impossible tasks aside.
+
+    :param centered: what :func:`centered_scores` returns, (batch_size, n_tasks)
+    :return: the spread, in the units of the score
+    """
+    finite = np.isfinite(centered)
+    return float(np.sqrt(np.sum(np.where(finite, centered, 0.0) ** 2) / max(np.count_nonzero(finite), 1)))
+
+
+def common_temperature(centered: np.ndarray, log_weights: np.ndarray, target_tasks: float) -> np.ndarray:
+    """
+    One T for a batch, at which the posterior of the centred scores has a given effective number of tasks in the mean.
+
+    :param centered: what :func:`centered_scores` returns, (batch_size, n_tasks)
+    :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
+    :param target_tasks: effective number of tasks
+    :return: T, a scalar
+    """
 
     def effective(temperature: np.ndarray) -> np.ndarray:
         return effective_tasks(task_posterior(centered / temperature, 0.0, log_weights)).mean()
 
-    return _bisect_temperature(effective, np.asarray(spread), target_tasks)
+    return _bisect_temperature(effective, np.asarray(spread(centered)), target_tasks)
 
 
 def row_temperatures(log_odds: np.ndarray, log_weights: np.ndarray, target_tasks: float) -> np.ndarray:

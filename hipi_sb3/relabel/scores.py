@@ -60,6 +60,16 @@ def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     return pairs.untile(learner.min_q(observations, pairs.tile(pairs.actions)) - learner.value(observations))
 
 
+def mixed_score(learner: Learner, pairs: Pairs) -> th.Tensor:
+    """
+    R = outcome - V(s, psi) where the task or the environment ends in the step or window, Q(s, a, psi) - V(s, psi) elsewhere.
+
+    What happened at an end is exact and is known before the critic is; elsewhere a realised outcome says more of the state
+    that was reached than of the action, while V is young, and the critic's own comparison of actions does not.
+    """
+    return th.where(pairs.terminated, progress_score(learner, pairs), advantage_score(learner, pairs))
+
+
 def reward_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
     R = r_psi, the reward of the step alone: the naive rule that looks at no consequence.
@@ -77,6 +87,7 @@ KEY_TO_SCORE: dict[str, Callable[[Learner, Pairs], th.Tensor]] = {
     "td": td_score,
     "progress": progress_score,
     "advantage": advantage_score,
+    "mixed": mixed_score,
     "reward": reward_score,
     "paper": paper_score,
 }

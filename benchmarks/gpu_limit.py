@@ -1,0 +1,82 @@
+"""What limits a gradient step on a GPU: the replay of the recorded update alone, the batch alone, and both as they run.
+
+    python benchmarks/gpu_limit.py --json benchmarks/results/gpu_limit.json
+
+The replay's time is taken by CUDA events round replays that follow each other without a pause: the GPU's own time. Where a
+gradient step takes longer than that, the processor that draws and labels the batch is the limit.
+"""
+
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch as th
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.gradient_speed import learner
+from benchmarks.measuring import interval_of_median, parser, run, show
+
+CALLS = 32
+
+
+def of_processor(function: Any) -> float:
+    """Milliseconds a call, until the GPU has done it."""
+    th.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        function()
+    th.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / CALLS
+
+
+def of_gpu(function: Any) -> float:
+    """Milliseconds a call on the GPU, of calls that follow each other."""
+    start, end = th.cuda.Event(enable_timing=True), th.cuda.Event(enable_timing=True)
+    function()
+    start.record()
+    for _ in range(CALLS):
+        function()
+    end.record()
+    th.cuda.synchronize()
+    return float(start.elapsed_time(end)) / CALLS
+
+
+def measure(turns: int, batch_sizes: list[int]) -> dict[str, Any]:
+    """Milliseconds of each part, by batch size."""
+    result: dict[str, Any] = {"gpu": th.cuda.get_device_name(), "torch": th.__version__}
+    for batch_size in batch_sizes:
+        model = learner("recorded", 2000, device="cuda", relabel_prob=0.5)
+        model.train(8, batch_size=batch_size)
+        [graph] = model._graphs.values()  # type: ignore[attr-defined]
+        assert model.replay_buffer is not None
+        buffer = model.replay_buffer
+        parts = {
+            "gradient step": lambda: of_processor(lambda: model.train(1, batch_size=batch_size)),
+            "batch, drawn and labelled": lambda: of_processor(lambda: buffer.sample(batch_size)),
+            "replay on the GPU": lambda: of_gpu(graph._replay),
+        }
+        times: dict[str, list[float]] = {name: [] for name in parts}
+        for _ in range(turns):
+            for name, part in parts.items():
+                times[name].append(part())
+        print(f"batch {batch_size}")
+        result[str(batch_size)] = {}
+        for name, values in times.items():
+            result[str(batch_size)][name] = interval_of_median(np.array(values))
+            show(f"  {name}", result[str(batch_size)][name], unit=" ms")
+    return result
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--turns", type=int, default=9, help=f"turns of {CALLS} calls")
+    args = options.parse_args()
+    sizes = [256] if args.quick else [256, 1024, 4096]
+    run("gpu_limit.py", args, lambda: measure(2 if args.quick else args.turns, sizes))
+
+
+if __name__ == "__main__":
+    main()
