@@ -46,27 +46,30 @@ def of_gpu(function: Any) -> float:
 
 def measure(turns: int, batch_sizes: list[int]) -> dict[str, Any]:
     """Milliseconds of each part, by batch size."""
-    result: dict[str, Any] = {"gpu": th.cuda.get_device_name(), "torch": th.__version__}
-    for batch_size in batch_sizes:
-        model = learner("recorded", 2000, device="cuda", relabel_prob=0.5)
-        model.train(8, batch_size=batch_size)
-        [graph] = model._graphs.values()  # type: ignore[attr-defined]
-        assert model.replay_buffer is not None
-        buffer = model.replay_buffer
-        parts = {
-            "gradient step": lambda: of_processor(lambda: model.train(1, batch_size=batch_size)),
-            "batch, drawn and labelled": lambda: of_processor(lambda: buffer.sample(batch_size)),
-            "replay on the GPU": lambda: of_gpu(graph._replay),
-        }
-        times: dict[str, list[float]] = {name: [] for name in parts}
-        for _ in range(turns):
-            for name, part in parts.items():
-                times[name].append(part())
-        print(f"batch {batch_size}")
-        result[str(batch_size)] = {}
-        for name, values in times.items():
-            result[str(batch_size)][name] = interval_of_median(np.array(values))
-            show(f"  {name}", result[str(batch_size)][name], unit=" ms")
+    sizes = {str(batch_size): parts_of_step(turns, batch_size) for batch_size in batch_sizes}
+    return {"gpu": th.cuda.get_device_name(), "milliseconds": sizes}
+
+
+def parts_of_step(turns: int, batch_size: int) -> dict[str, Any]:
+    """Milliseconds of each part."""
+    model = learner("recorded", 2000, device="cuda", relabel_prob=0.5)
+    model.train(8, batch_size=batch_size)
+    [graph] = model._graphs.values()  # type: ignore[attr-defined]
+    buffer = model.replay_buffer
+    assert buffer is not None
+    parts = {
+        "gradient step": lambda: of_processor(lambda: model.train(1, batch_size=batch_size)),
+        "batch, drawn and labelled": lambda: of_processor(lambda: buffer.sample(batch_size)),
+        "replay on the GPU": lambda: of_gpu(graph._replay),
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(turns):
+        for name, part in parts.items():
+            times[name].append(part())
+    print(f"batch {batch_size}")
+    result = {name: interval_of_median(np.array(values)) for name, values in times.items()}
+    for name, value in result.items():
+        show(f"  {name}", value, unit=" ms")
     return result
 
 

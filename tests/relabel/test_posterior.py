@@ -163,7 +163,9 @@ def test_ess_leaves_excluded_tasks_out_and_warns_of_nothing() -> None:
     assert_allclose(effective_tasks(posterior[[0, 1, 3, 4, 5]]), 4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("temperature", ["warm", "ess", "ess:", "ess:0", "ess:many", "ess:-2", "ess:nan", "autoo", "spread:", "spread:-1"])
+@pytest.mark.parametrize(
+    "temperature", ["warm", "ess", "ess:", "ess:0", "ess:many", "ess:-2", "ess:nan", "autoo", "spread:", "spread:-1"]
+)
 def test_temperatures_that_mean_nothing_are_refused(temperature: str) -> None:
     with pytest.raises(ValueError, match="a number >= 0, 'auto', 'spread:x' with x >= 0"):
         TaskInference(make_log_partition("batch"), temperature)
