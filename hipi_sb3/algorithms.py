@@ -1,6 +1,7 @@
 """Algorithms of stable-baselines3 and sb3-contrib with HIPI's replay buffer as their default: HIPI-RL (arXiv 2002.11089)."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ class HindsightInference:
     def _setup_model(self) -> None:
         if self.replay_buffer_class is None:
             self.replay_buffer_class = HIPIReplayBuffer
-        super()._setup_model()  # type: ignore[misc]  # that of the algorithm
+        with warnings.catch_warnings():
+            # HIPIReplayBuffer takes n_steps and gamma from its algorithm.
+            warnings.filterwarnings("ignore", r"`n_steps=\d+` is ignored because a custom `replay_buffer_class`")
+            super()._setup_model()  # type: ignore[misc]  # that of the algorithm
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
         """

@@ -58,20 +58,22 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param strategy: how labels are chosen, by name or object: ``"none"``, ``"random"``, ``"final"`` and ``"future"`` (HER),
         ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
         ``"max_reward"``
-    :param score: R_psi of the posterior: ``"td"``, ``"progress"``, ``"q"``, ``"advantage"``, ``"reward"`` or ``"paper"``, see
-        :mod:`hipi_sb3.relabel.scores`
+    :param score: R_psi of the posterior: ``"td"``, ``"progress"``, ``"q"``, ``"advantage"``, ``"mixed"``, ``"reward"`` or
+        ``"paper"``, see :mod:`hipi_sb3.relabel.scores`; None, here and below, is what suits the tasks, see
+        :mod:`hipi_sb3.relabel.defaults`
     :param log_partition: estimator of log Z(psi), by name or object: ``"batch"``, ``"running"``, ``"sinkhorn"``, ``"mean"``
         or ``"none"``, see :mod:`hipi_sb3.relabel.log_partition`
-    :param temperature: T: a number, ``"auto"`` (the learner's live alpha) or ``"ess:n"`` (n effective tasks a row), see
-        :class:`~hipi_sb3.relabel.posterior.TaskInference`
+    :param temperature: T: a number, ``"spread:x"`` (x spreads of the scores), ``"auto"`` (the learner's live alpha) or
+        ``"ess:n"`` (n effective tasks a row), see :class:`~hipi_sb3.relabel.posterior.TaskInference`
     :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
-    :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task
-    :param gamma: discount of that return; the algorithm's if None, as is n_steps
+    :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task. The algorithm's if None
+        and more than 1
+    :param gamma: discount of that return; the algorithm's if None
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
     """
 
@@ -86,11 +88,11 @@ class HIPIReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         family: TaskFamily | None = None,
         strategy: str | Strategy = "hipi",
-        score: str = "td",
-        log_partition: str | LogPartition = "batch",
-        temperature: float | str = 1.0,
+        score: str | None = None,
+        log_partition: str | LogPartition | None = None,
+        temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
-        n_candidate_tasks: int = 32,
+        n_candidate_tasks: int = 128,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
@@ -104,8 +106,6 @@ class HIPIReplayBuffer(ReplayBuffer):
                 "HIPIReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of each "
                 "episode. Leave it False: each observation is stored once anyway."
             )
-        if n_steps is not None and n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
@@ -120,7 +120,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             relabel_prob=relabel_prob,
             warmup_updates=warmup_updates,
             label_reuse=label_reuse,
-            n_steps=n_steps or 1,
+            n_steps=n_steps,
         )
         self._given = (n_steps, gamma)
         self.gamma = 0.99 if gamma is None else gamma
@@ -148,8 +148,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         :raises ValueError: when the spaces, the number of environments, n_steps or the tasks of the algorithm do not fit
         """
         given_n_steps, given_gamma = self._given
-        if given_n_steps is None:
-            self.relabeler.n_steps = getattr(model, "n_steps", 1)
+        if given_n_steps is None and getattr(model, "n_steps", 1) > 1:
+            self.relabeler.asked["n_steps"] = model.n_steps
         if given_gamma is None:
             self.gamma = model.gamma
         check_fits(self, model)

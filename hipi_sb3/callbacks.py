@@ -222,14 +222,17 @@ def draw_relabeling(path: Path, family: TaskFamily, arrays: dict[str, np.ndarray
     """
     from matplotlib.figure import Figure
 
-    n_panels = 3 if "log_partition" in arrays else 1
+    has_posterior = "log_partition" in arrays
+    has_prices = has_posterior and bool(arrays["log_partition"].any())  # all are 0 where log Z is not estimated
+    n_panels = 1 + has_posterior + has_prices
     figure = Figure(figsize=(4.6 * n_panels, 4.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, n_panels))
     _draw_assignment(axes[0], family, arrays["commanded"], arrays["assigned"], walls)
-    if n_panels == 3:
+    if has_prices:
         _draw_log_partition(axes[1], family, arrays["candidates"], arrays["log_partition"])
-        axes[2].plot(arrays["steps"], arrays["mean_effective_tasks"], marker="o", color="#0072B2")
-        axes[2].set(title="effective tasks a row", xlabel="environment steps", ylim=(0, None))
+    if has_posterior:
+        axes[-1].plot(arrays["steps"], arrays["mean_effective_tasks"], marker="o", color="#0072B2")
+        axes[-1].set(title="effective tasks a row", xlabel="environment steps", ylim=(0, None))
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, dpi=100, format="png")
     os.replace(temporary, path)

@@ -21,7 +21,7 @@ def save_buffer(buffer: Any, path: str | Path) -> None:
         "action_space": space_to_json(buffer.action_space),
         "n_rows": buffer.buffer_size,
         "n_envs": buffer.n_envs,
-        "options": {name: getattr(buffer, name) for name in ("handle_timeout_termination", "n_steps", "gamma")}
+        "options": {name: getattr(buffer, name) for name in ("handle_timeout_termination", "gamma")}
         | buffer.relabeler.options(),
         "tasks": {"space": space_to_json(family.task_space), "feature_dim": family.feature_dim},
         **buffer.relabeler.state_dict(),

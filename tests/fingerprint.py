@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     for strategy, n_steps, label_reuse in itertools.product(STRATEGIES, (1, 3), (1, 16))
 }
 for n_steps in (1, 3):
-    options = dict(strategy="hipi", score="td", temperature=1.0, n_steps=n_steps)
+    options = dict(strategy="hipi", score="td", temperature=1.0, n_candidate_tasks=32, n_steps=n_steps)
     CASES[f"VecNormalize n_steps={n_steps}"] = ("PointFourRooms-v0", True, {**GOALS, **options})
     CASES[f"finite n_steps={n_steps}"] = ("PointFixedGoals-v0", False, {**options, "log_partition": "running"})
     future = {"batch": 0.5, "future": 0.5}

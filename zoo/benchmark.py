@@ -97,16 +97,17 @@ KEY_TO_METHOD: dict[str, Method] = {
     "her_sb3": Method(algo="sac"),
     "hipi": Method(),
     # As the authors released it: commanded tasks of the batch as candidates, with -log pi in the score.
-    "hipi_released": Method(("score=paper", "candidates=batch")),
+    "hipi_released": Method(
+        ("score=paper", "candidates=batch", "log_partition=batch", "temperature=1.0", "n_candidate_tasks=32", "n_steps=1")
+    ),
     "max_reward": Method(("strategy=max_reward",)),
     "air": Method(("strategy=air",)),
     "advantage": Method(("strategy=advantage",)),
     "map": Method(("strategy=map",)),
-    # Windows of five steps, for everybody, and the label inferred for the window.
+    # Windows of five steps for others than HIPI, which has them by default where tasks are fulfilled at some moment.
     "random_n5": Method(("strategy=random", "n_steps=5")),
     "her_future_n5": Method(("strategy=future", "n_steps=5")),
-    "hipi_n5": Method(("n_steps=5",)),
-    "hipi_progress_n5": Method(("n_steps=5", "score=progress", "log_partition=none", "n_candidate_tasks=128")),
+    "hipi_n1": Method(("n_steps=1",)),
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
@@ -118,6 +119,8 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi_own_future": Method(("candidates={future: 0.75, batch: 0.25}", "log_partition=running")),
     # ... score, ...
     "hipi_q": Method(("score=q",)),
+    "hipi_td": Method(("score=td",)),
+    "hipi_mixed": Method(("score=mixed",)),
     "hipi_advantage": Method(("score=advantage",)),
     "hipi_paper": Method(("score=paper",)),
     # ... temperature, ...

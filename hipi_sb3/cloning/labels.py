@@ -15,7 +15,8 @@ import numpy as np
 from hipi_sb3.cloning.arrays import show_progress
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.names import lookup
-from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates, default_candidates
+from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates
+from hipi_sb3.relabel.defaults import default_candidates
 from hipi_sb3.relabel.log_partition import LogPartition, make_log_partition
 from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.strategies import (

@@ -93,10 +93,6 @@ GOAL_SOURCES = ("achieved", "future")
 #: All tasks of a finite family, weighted by the prior; not a draw, so it cannot be mixed.
 ALL = "all"
 
-#: Above so many tasks of a finite family, its candidates are drawn by default: the cost of scoring all of them grows with
-#: their number, that of draws does not.
-MANY_TASKS = 256
-
 
 class CandidateSampler:
     """
@@ -104,16 +100,12 @@ class CandidateSampler:
 
     :param family: the tasks
     :param candidates: a source (``"batch"``, ``"prior"``, ``"achieved"``, ``"future"``), a mixture of them as shares, such
-        as ``{"batch": 0.5, "achieved": 0.5}``, or ``"all"`` tasks of a finite family. If None: ``"all"`` for finite families
-        of at most ``MANY_TASKS`` and draws from the prior for larger ones, half commanded and half achieved tasks for goal
-        families, ``"batch"`` for the rest
+        as ``{"batch": 0.5, "achieved": 0.5}``, or ``"all"`` tasks of a finite family
     :param n_tasks: number of candidates; ``"all"`` ignores it
     :raises ValueError: when a source is unknown or does not exist for this family
     """
 
-    def __init__(self, family: TaskFamily, candidates: str | Mapping[str, float] | None = None, n_tasks: int = 32) -> None:
-        if candidates is None:
-            candidates = default_candidates(family)
+    def __init__(self, family: TaskFamily, candidates: str | Mapping[str, float], n_tasks: int) -> None:
         shares = {candidates: 1.0} if isinstance(candidates, str) else dict(candidates)
         check_candidates(shares, n_tasks)
         if ALL in shares and family.tasks is None:
@@ -157,20 +149,6 @@ class CandidateSampler:
             return Candidates(np.concatenate(by_row, axis=1), np.zeros(self.n_tasks))
         tasks, multiplicity = np.unique(np.concatenate(drawn), axis=0, return_counts=True)
         return Candidates(tasks, np.log(multiplicity))
-
-
-def default_candidates(family: TaskFamily, drawn: str = "batch") -> str | dict[str, float]:
-    """
-    The default candidates: every task of a finite family, or draws from its prior where it has many; half drawn tasks and half
-    achieved goals; drawn tasks for the rest.
-
-    :param family: the tasks
-    :param drawn: where tasks are drawn: ``"batch"``, or ``"prior"`` where the data may know no commanded task
-    :return: a value for ``candidates``
-    """
-    if family.tasks is not None:
-        return ALL if len(family.tasks) <= MANY_TASKS else "prior"
-    return {drawn: 0.5, "achieved": 0.5} if family.reaches_goals else drawn
 
 
 def check_candidates(candidates: str | Mapping[str, float] | None, n_tasks: int) -> None:

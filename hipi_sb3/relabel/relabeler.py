@@ -12,21 +12,14 @@ import torch as th
 from hipi_sb3.experience.transitions import Experience, Steps
 from hipi_sb3.names import describe, lookup
 from hipi_sb3.relabel.candidates import CandidateSampler, check_candidates
+from hipi_sb3.relabel.defaults import default_candidates, defaults_for
 from hipi_sb3.relabel.learners import Learner
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION, LogPartition, make_log_partition
 from hipi_sb3.relabel.pool import LabelPool
 from hipi_sb3.relabel.posterior import TaskInference
 from hipi_sb3.relabel.rows import Normalization, RelabelBatch
 from hipi_sb3.relabel.scores import KEY_TO_SCORE
-from hipi_sb3.relabel.strategies import (
-    HIPI,
-    KEY_TO_STRATEGY,
-    MaximumAPosteriori,
-    NoRelabeling,
-    RandomTask,
-    Strategy,
-    make_strategy,
-)
+from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY, NoRelabeling, RandomTask, Strategy, make_strategy
 from hipi_sb3.tasks.family import TaskFamily
 
 #: Diagnostics that need extra scores are taken once in so many samples.
@@ -67,15 +60,15 @@ class Relabeler:
     def __init__(
         self,
         strategy: str | Strategy = "hipi",
-        score: str = "td",
-        log_partition: str | LogPartition = "batch",
-        temperature: float | str = 1.0,
+        score: str | None = None,
+        log_partition: str | LogPartition | None = None,
+        temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
-        n_candidate_tasks: int = 32,
+        n_candidate_tasks: int = 128,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
-        n_steps: int = 1,
+        n_steps: int | None = None,
     ) -> None:
         if not 0 <= relabel_prob <= 1:
             raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
@@ -83,17 +76,21 @@ class Relabeler:
             raise ValueError(f"warmup_updates must not be negative, but it is {warmup_updates}.")
         if label_reuse < 1:
             raise ValueError(f"label_reuse must be at least 1, how often a label is used, not {label_reuse}.")
-        lookup("score", score, KEY_TO_SCORE)
+        if score is not None:
+            lookup("score", score, KEY_TO_SCORE)
+        if n_steps is not None and n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
         check_candidates(candidates, n_candidate_tasks)
         self.strategy = make_strategy(strategy)
-        self.score = score
-        self.inference = TaskInference(make_log_partition(log_partition), temperature)
+        #: What was asked for. What is None follows the tasks, see :mod:`hipi_sb3.relabel.defaults`.
+        self.asked: dict[str, Any] = {"score": score, "n_steps": n_steps}
+        self.asked |= {"log_partition": log_partition, "temperature": temperature}
+        self.inference = self._make_inference("none", "spread:1")  # until they are known
         self.candidates = candidates
         self.n_candidate_tasks = n_candidate_tasks
         self.relabel_prob = relabel_prob
         self.warmup_updates = warmup_updates
         self.label_reuse = label_reuse
-        self.n_steps = n_steps
         self.family: TaskFamily | None = None
         self.sampler: CandidateSampler | None = None
         self.pool: LabelPool | None = None
@@ -109,15 +106,20 @@ class Relabeler:
         :param family: the tasks
         :raises ValueError: when an option does not fit them
         """
-        sampler = CandidateSampler(family, self.candidates, self.n_candidate_tasks)
+        defaults = defaults_for(family)
+        self.inference = self._make_inference(defaults.log_partition, defaults.temperature)
         log_partition = self.inference.log_partition
+        candidates = self.candidates
+        if candidates is None:
+            by_row = self.strategy.needs_posterior and not log_partition.needs_shared_candidates
+            candidates = default_candidates(family, by_row=by_row)
+        sampler = CandidateSampler(family, candidates, self.n_candidate_tasks)
         if sampler.differ_by_row and self.strategy.needs_shared_candidates:
             raise ValueError(
                 f"strategy {type(self.strategy).__name__} compares trajectories by task, but candidates={sampler.shares} "
                 "differ from row to row. Use 'batch', 'prior', 'achieved' or 'all'."
             )
-        uses_posterior = isinstance(self.strategy, (HIPI, MaximumAPosteriori))
-        if uses_posterior and sampler.differ_by_row and log_partition.needs_shared_candidates:
+        if self.strategy.needs_posterior and sampler.differ_by_row and log_partition.needs_shared_candidates:
             raise ValueError(
                 f"{type(log_partition).__name__} prices columns of tasks, but candidates={sampler.shares} differ from row to "
                 "row. Use log_partition='running', which can price any task, or 'none'."
@@ -129,6 +131,25 @@ class Relabeler:
                 f"{type(family).__name__}. Use 'hipi' or 'random'."
             )
         self.family, self.sampler = family, sampler
+
+    def _make_inference(self, log_partition: str, temperature: str) -> TaskInference:
+        asked_partition, asked_temperature = self.asked["log_partition"], self.asked["temperature"]
+        return TaskInference(
+            make_log_partition(log_partition if asked_partition is None else asked_partition),
+            temperature if asked_temperature is None else asked_temperature,
+        )
+
+    @property
+    def score(self) -> str:
+        """R_psi of the posterior: what was asked for, or what suits the tasks."""
+        return self.asked["score"] or ("progress" if self.family is None else defaults_for(self.family).score)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of a window: what was asked for, or what suits the tasks; other strategies than the posterior's have 1."""
+        if self.asked["n_steps"] is not None:
+            return int(self.asked["n_steps"])
+        return defaults_for(self.family).n_steps if self.family is not None and self.strategy.needs_posterior else 1
 
     def check_learner(self, learner: type[Learner], name: str) -> None:
         """
@@ -307,7 +328,7 @@ class Relabeler:
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as plain values; objects are described."""
-        plain = ("score", "n_candidate_tasks", "relabel_prob", "warmup_updates", "label_reuse")
+        plain = ("score", "n_steps", "n_candidate_tasks", "relabel_prob", "warmup_updates", "label_reuse")
         return {name: getattr(self, name) for name in plain} | {
             "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
             "temperature": self.inference.temperature,

@@ -55,6 +55,8 @@ class Strategy(ABC):
     needs_candidates = True
     #: Whether it looks at the critic.
     needs_scores = False
+    #: Whether it asks the posterior, so that windows are scored as they will be learned.
+    needs_posterior = False
     #: Whether it needs tasks that a transition fulfils (goal families only).
     needs_goals = False
     #: Whether it compares rows by task, so that all rows must have the same candidates.
@@ -119,6 +121,7 @@ class HIPI(Strategy):
     """
 
     needs_scores = True
+    needs_posterior = True
     is_draw = True
 
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
@@ -131,6 +134,7 @@ class MaximumAPosteriori(Strategy):
     """The most probable task of the posterior, HIPI's limit of low temperature."""
 
     needs_scores = True
+    needs_posterior = True
 
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
         posterior = rows.infer().posterior

@@ -79,6 +79,11 @@ class TaskFamily(ABC):
         """Whether :meth:`achieved` is defined, that is, whether hindsight goals (HER) exist for this family."""
         return type(self).achieved is not TaskFamily.achieved
 
+    @property
+    def tasks_end(self) -> bool:
+        """Whether a task may end by itself, that is, whether :meth:`terminated` is ever true."""
+        return type(self).terminated is not TaskFamily.terminated
+
     # -- the prior p(psi) ---------------------------------------------------------------------------------------------
 
     def sample(self, rng: np.random.Generator | np.random.RandomState, n: int) -> np.ndarray:

@@ -54,6 +54,10 @@ class DiscreteTasks(OneHotState, TaskFamily):
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return _choose(self.reward_fns, features, tasks)
 
+    @property
+    def tasks_end(self) -> bool:
+        return self.terminated_fns is not None
+
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         if self.terminated_fns is None:
             return super().terminated(features, tasks)
@@ -92,6 +96,10 @@ class FiniteTasks(OneHotState, TaskFamily):
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return self.family.reward(features, self._parameter(tasks))
+
+    @property
+    def tasks_end(self) -> bool:
+        return self.family.tasks_end
 
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return self.family.terminated(features, self._parameter(tasks))

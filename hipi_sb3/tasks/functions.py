@@ -73,6 +73,10 @@ class CallableTasks(TaskFamily):
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return self.reward_fn(features, tasks)
 
+    @property
+    def tasks_end(self) -> bool:
+        return self.terminated_fn is not None
+
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         if self.terminated_fn is None:
             return super().terminated(features, tasks)

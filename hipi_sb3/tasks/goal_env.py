@@ -130,6 +130,10 @@ class GoalEnvTasks(TaskFamily):
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return self._call("compute_reward", features, tasks).astype(np.float32)
 
+    @property
+    def tasks_end(self) -> bool:
+        return "compute_terminated" in self._takes_batches
+
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         if "compute_terminated" not in self._takes_batches:
             return super().terminated(features, tasks)

@@ -35,6 +35,10 @@ class _Reaching(TaskFamily):
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         return _REWARDS_OF_REACHED.take(self._reached(features, tasks))
 
+    @property
+    def tasks_end(self) -> bool:
+        return self.terminate
+
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         reached = self._reached(features, tasks)
         return reached if self.terminate else np.zeros_like(reached)

@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 from scipy.special import softmax
 
 from hipi_sb3 import TargetVelocity
-from hipi_sb3.relabel.candidates import CandidateSampler, default_candidates, split_by_share
+from hipi_sb3.relabel.candidates import CandidateSampler, split_by_share
+from hipi_sb3.relabel.defaults import default_candidates
 from hipi_sb3.relabel.posterior import task_posterior
 
 COMMANDED = np.linspace(-1, -0.5, 64, dtype=np.float32)[:, None]
@@ -28,7 +29,7 @@ def batch(commanded: np.ndarray, features: np.ndarray, family: Any = GOALS) -> A
     return SimpleNamespace(family=family, batch_tasks=commanded, batch_features=features, future_tasks=future_tasks)
 
 
-def draw(candidates: str | Mapping[str, float] | None, n_tasks: int = 32, family: Any = GOALS, seed: int = 0) -> Any:
+def draw(candidates: str | Mapping[str, float], n_tasks: int = 32, family: Any = GOALS, seed: int = 0) -> Any:
     return CandidateSampler(family, candidates, n_tasks)(batch(COMMANDED, FEATURES, family), np.random.default_rng(seed))
 
 
@@ -117,7 +118,8 @@ def test_defaults_fit_the_family() -> None:
     assert default_candidates(directions()) == "all"
     assert default_candidates(GOALS) == {"batch": 0.5, "achieved": 0.5}
     assert default_candidates(SPEEDS) == "batch"
-    tasks = draw(None).tasks
+    assert default_candidates(GOALS, by_row=True) == {"batch": 0.125, "achieved": 0.125, "future": 0.75}
+    tasks = draw(default_candidates(GOALS)).tasks
     assert is_from(tasks, COMMANDED).sum() == is_from(tasks, FEATURES).sum() == 16
 
 
@@ -143,7 +145,7 @@ def test_the_same_generator_draws_the_same_candidates() -> None:
 )
 def test_candidates_that_do_not_exist_are_refused_with_what_to_do(candidates: Any, family: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CandidateSampler(family, candidates)
+        CandidateSampler(family, candidates, 32)
 
 
 def test_no_candidates_at_all_are_refused() -> None:

@@ -157,7 +157,7 @@ def test_a_reward_of_the_wrong_shape_is_found_at_construction():
 @pytest.mark.parametrize("algorithm", [SAC, HIPISAC])
 @pytest.mark.parametrize("strategy", ["hipi", "future"])
 def test_it_works_unwrapped_and_relabels_with_the_environments_reward(algorithm, strategy):
-    options = {"strategy": strategy, "relabel_prob": 1.0}
+    options = {"strategy": strategy, "relabel_prob": 1.0, "n_steps": 1}
     env = make_line(ends=True)
     model = algorithm("MultiInputPolicy", env, replay_buffer_class=HIPIReplayBuffer, replay_buffer_kwargs=options, **QUICK)
     model.learn(120)
@@ -233,7 +233,8 @@ def test_a_reward_that_depends_on_the_action_is_refused():
 def test_normalisation_may_not_clip_goals():
     def train(**kwargs):
         env = VecNormalize(DummyVecEnv([make_line]), norm_reward=False, **kwargs)
-        model = SAC("MultiInputPolicy", env, replay_buffer_class=HIPIReplayBuffer, **QUICK)
+        options = dict(replay_buffer_class=HIPIReplayBuffer, replay_buffer_kwargs={"n_steps": 1})
+        model = SAC("MultiInputPolicy", env, **options, **QUICK)
         model.learn(100)
         return model.replay_buffer.sample(50, env=env)
 
@@ -252,6 +253,8 @@ def test_robotics_work_with_only_the_class_name_changed(env_id):
     gym.register_envs(require("gymnasium_robotics"))
     model = SAC("MultiInputPolicy", gym.make(env_id), replay_buffer_class=HIPIReplayBuffer, seed=0, learning_starts=100)
     model.learn(106)
+    assert model.replay_buffer.n_steps == 5
+    model.replay_buffer.relabeler.asked["n_steps"] = 1  # so that rewards are those of one step
     family, env = model.replay_buffer.family, gym.make(env_id).unwrapped
     samples = model.replay_buffer.sample(32)
     goals = (samples.next_observations[key].numpy() for key in ("achieved_goal", "desired_goal"))

@@ -11,7 +11,8 @@ from line_walk import GOALS, LineWalk
 from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, DiscreteTasks, FiniteTasks, MultiTaskWrapper
-from hipi_sb3.relabel.candidates import MANY_TASKS, CandidateSampler, default_candidates
+from hipi_sb3.relabel.candidates import CandidateSampler
+from hipi_sb3.relabel.defaults import MANY_TASKS, default_candidates
 from hipi_sb3.relabel.log_partition import RunningLogPartition
 from hipi_sb3.tasks.task_set import MANY, TaskSet, is_identity, one_hot_tasks
 
@@ -70,8 +71,8 @@ def test_ten_thousand_tasks_take_the_memory_of_a_few():
 def test_candidates_of_many_tasks_are_drawn():
     few, many = (FiniteTasks(GOALS, np.linspace(-1, 1, n)[:, None]) for n in (MANY_TASKS, MANY_TASKS + 1))
     assert default_candidates(few) == "all" and default_candidates(many) == "prior"
-    assert len(CandidateSampler(few)(None, np.random.default_rng(0)).tasks) == MANY_TASKS
-    drawn = CandidateSampler(many)(SimpleNamespace(family=many), np.random.default_rng(0))
+    assert len(CandidateSampler(few, "all", 32)(None, np.random.default_rng(0)).tasks) == MANY_TASKS
+    drawn = CandidateSampler(many, "prior", 32)(SimpleNamespace(family=many), np.random.default_rng(0))
     assert 25 < len(drawn.tasks) <= 32 and np.exp(drawn.log_weights).sum() == pytest.approx(32)
 
 

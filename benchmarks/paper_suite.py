@@ -1,0 +1,267 @@
+"""Does HIPI learn in fewer steps? The paper's eight tasks and five of Generalized Hindsight's, with it and without.
+
+    python benchmarks/paper_suite.py --jobs 2      # some 16 CPU hours for five seeds; killed, it goes on where it was
+    python benchmarks/paper_suite.py --seeds 2     # the first two seeds of every task and method
+    python benchmarks/paper_suite.py --show        # the committed results as Markdown, and the figure
+
+Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks. Options
+were chosen on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where
+there are goals, random labels elsewhere), the same with windows of five steps, and HIPI by its defaults.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from zoo import benchmark  # noqa: E402
+from zoo.comparison import area_under, curves_of, write_atomically  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+#: Tasks with goals, where HER applies, and others.
+GOAL_TASKS = (
+    "SawyerReach-v0",
+    "QuadrupedGoal-v0",
+    "ReacherGoal-v0",
+    "FingerGoal-v0",
+    "SawyerReachMargin-v0",
+    "PointFourRoomsPaper-v0",
+)
+OTHER_TASKS = (
+    "ReacherDiscrete-v0",
+    "WalkerLinear-v0",
+    "PointMassLinear-v0",
+    "ReacherEnergy-v0",
+    "HalfCheetahVelocity-v0",
+    "HalfCheetahMix-v0",
+    "AntDirection-v0",
+)
+#: Run first, all seeds of them, ...
+METHODS = ("hipi", "random", "random_n5", "her_future", "her_future_n5")
+#: ... and afterwards these.
+MORE_METHODS = ("none", "max_reward", "air", "hipi_released")
+NEEDS_GOALS = ("her_future", "her_future_n5")
+
+N_TIMESTEPS, EVAL_FREQ = 15_000, 1500
+
+
+def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
+    """Cells of some methods, seed by seed."""
+    return [
+        benchmark.Cell(method, env, seed)
+        for seed in range(seeds)
+        for env in (*GOAL_TASKS, *OTHER_TASKS)
+        for method in methods
+        if env in GOAL_TASKS or method not in NEEDS_GOALS
+    ]
+
+
+def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | None) -> None:
+    """Run what is missing, and write the evaluations of what is there."""
+    args = benchmark.make_parser().parse_args(
+        ["-n", str(N_TIMESTEPS), "--eval-freq", str(EVAL_FREQ), "--jobs", str(jobs), "--folder", str(folder)]
+    )
+    broken = []
+    for some in (METHODS, MORE_METHODS) if methods is None else (methods,):
+        broken += benchmark.run_cells(make_cells(seeds, some), folder, args)
+    frame = benchmark.gather(make_cells(seeds, (*METHODS, *MORE_METHODS)), folder).drop(columns="wall_seconds")
+    write_atomically(RESULTS / "paper_suite.csv", frame.round(4).to_csv(index=False))
+    for cell, reason in broken:
+        print(f"broken: {cell.name}: {reason}", file=sys.stderr)
+
+
+# -- what it says -----------------------------------------------------------------------------------------------------
+
+
+def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
+    """First evaluation at which the mean over the seeds reaches a value; None if it never does."""
+    mean = curve.mean(axis=0)
+    reached = mean.index[mean >= value]
+    return float(reached[0]) if len(reached) else None
+
+
+def interval_of_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Mean difference of two samples of seeds, and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(values, (4000, len(values))).mean(axis=1) for values in (a, b)]
+    low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+    return float(a.mean() - b.mean()), float(low), float(high)
+
+
+def compare(frame: pd.DataFrame) -> dict[str, Any]:
+    """
+    Compare HIPI with what there is without it.
+
+    :param frame: evaluations, see :func:`zoo.benchmark.gather`
+    :return: by task: metric, seeds, area and final value of each method with its interval, and the share of the steps after
+        which HIPI has the final value of the best method of today, and of the best of all others
+    """
+    tasks: dict[str, Any] = {}
+    for env, of_env in frame.groupby("env", sort=False):
+        metric, curves = curves_of(of_env)
+        if "hipi" not in curves:
+            continue
+        today = "her_future" if env in GOAL_TASKS else "random"
+        methods = {}
+        for method, curve in curves.items():
+            final = curve.iloc[:, -2:].mean(axis=1).to_numpy()
+            methods[method] = {
+                "seeds": len(curve),
+                "final": float(final.mean()),
+                "area": float(area_under(curve).mean()),
+                "hipi_area_minus_this": interval_of_difference(area_under(curves["hipi"]), area_under(curve)),
+                "cpu_seconds": float(of_env[of_env["method"] == method]["cpu_seconds"].mean()),
+            }
+        others = {method: entry["final"] for method, entry in methods.items() if not method.startswith("hipi")}
+        best = max(others, key=lambda method: others[method])
+        shares = {}
+        for name, rival in (("today", today), ("best", best)):
+            if rival in methods:
+                steps = steps_to_reach(curves["hipi"], methods[rival]["final"])
+                shares[name] = None if steps is None else steps / N_TIMESTEPS
+        tasks[str(env)] = {"metric": metric, "today": today, "best": best, "share_of_steps": shares, "methods": methods}
+    return tasks
+
+
+def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
+    """
+    Over all tasks: the normalised area under the curve (0 is a task's worst method, 1 its best) as interquartile mean,
+    and how probably HIPI improves on what there is, both with 95 % bootstrap intervals (rliable, arXiv 2108.13264).
+
+    :param frame: evaluations
+    :return: by method
+    """
+    from rliable import library, metrics
+
+    columns: dict[str, list[np.ndarray]] = {"today": [], "today, windows of 5": [], "hipi": []}
+    for env, of_env in frame.groupby("env", sort=False):
+        _, curves = curves_of(of_env)
+        suffix = "her_future" if env in GOAL_TASKS else "random"
+        keys = {"today": suffix, "today, windows of 5": f"{suffix}_n5", "hipi": "hipi"}
+        if not all(key in curves for key in keys.values()):
+            continue
+        areas = {name: area_under(curves[key]) for name, key in keys.items()}
+        low, high = (bound(areas[name].mean() for name in areas) for bound in (min, max))
+        for name, values in areas.items():
+            columns[name].append((values - low) / max(high - low, 1e-9))
+    n_seeds = min(len(values) for values in columns["hipi"])
+    scores = {name: np.stack([column[:n_seeds] for column in values], axis=1) for name, values in columns.items()}
+    point, interval = library.get_interval_estimates(
+        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000, random_state=np.random.RandomState(0)
+    )
+    pairs = {f"hipi,{name}": (scores["hipi"], scores[name]) for name in scores if name != "hipi"}
+    improves, bounds = library.get_interval_estimates(
+        pairs, metrics.probability_of_improvement, reps=2000, random_state=np.random.RandomState(0)
+    )
+    return {
+        "n_tasks": scores["hipi"].shape[1],
+        "n_seeds": n_seeds,
+        "normalised_area": {name: [float(point[name][0]), *map(float, interval[name].ravel())] for name in scores},
+        "probability_of_improvement": {
+            name.split(",", 1)[1]: [float(np.ravel(improves[name])[0]), *map(float, np.ravel(bounds[name]))] for name in pairs
+        },
+    }
+
+
+def as_markdown(tasks: dict[str, Any]) -> str:
+    """The table of all tasks."""
+    lines = [
+        "| task | seeds | today | windows of 5 | HIPI | HIPI's area minus today's | minus windows of 5's "
+        "| steps to today's end | steps to the best other's end |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for env, task in tasks.items():
+        methods, today = task["methods"], task["today"]
+        digits = 2 if task["metric"] == "success" else 1
+
+        def both(method: str, methods: Any = methods, digits: int = digits) -> str:
+            entry = methods.get(method)
+            return "" if entry is None else f"{entry['area']:.{digits}f} / {entry['final']:.{digits}f}"
+
+        def minus(method: str, methods: Any = methods, digits: int = digits) -> str:
+            if method not in methods:
+                return ""
+            mean, low, high = methods[method]["hipi_area_minus_this"]
+            return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+        shares = {key: "never" if share is None else f"{share:.0%}" for key, share in task["share_of_steps"].items()}
+        lines.append(
+            f"| {env} | {methods['hipi']['seeds']} | {both(today)} | {both(today + '_n5')} | {both('hipi')} | {minus(today)} "
+            f"| {minus(today + '_n5')} | {shares.get('today', '')} | {shares.get('best', '')} ({task['best']}) |"
+        )
+    return "\n".join(lines)
+
+
+def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
+    """Every task's curves: means over the seeds, and each seed as a thin line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    envs = list(dict.fromkeys(frame["env"]))
+    figure, axes = plt.subplots(-(-len(envs) // 4), 4, figsize=(14, 2.9 * -(-len(envs) // 4)), layout="constrained")
+    styles = {
+        "random": ("#999999", "-", "random labels"),
+        "random_n5": ("#999999", "--", "random labels, windows of 5"),
+        "her_future": ("#E69F00", "-", "HER, future"),
+        "her_future_n5": ("#E69F00", "--", "HER, future, windows of 5"),
+        "hipi": ("#0072B2", "-", "HIPI"),
+    }
+    handles: dict[str, Any] = {}
+    for ax, env in zip(axes.ravel(), envs, strict=False):
+        metric, curves = curves_of(frame[frame["env"] == env])
+        for method, (color, line, label) in styles.items():
+            if method not in curves:
+                continue
+            curve = curves[method]
+            for _, seed in curve.iterrows():
+                ax.plot(curve.columns, seed, color=color, linestyle=line, linewidth=0.6, alpha=0.35)
+            [handles[label]] = ax.plot(curve.columns, curve.mean(axis=0), color=color, linestyle=line, linewidth=2)
+        ax.set(title=env, ylabel="success" if metric == "success" else "return")
+        ax.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g} k")
+    for ax in axes.ravel()[len(envs) :]:
+        ax.axis("off")
+    figure.legend(handles.values(), handles.keys(), loc="lower right", bbox_to_anchor=(0.99, 0.05), fontsize=11)
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default: 5)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default: 1)")
+    parser.add_argument("--methods", help=f"instead of all: {', '.join((*METHODS, *MORE_METHODS))}")
+    parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "logs" / "paper_suite", help="where runs go")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    if not args.show:
+        run(args.seeds, args.jobs, args.folder, args.methods and tuple(args.methods.split(",")))
+    frame = pd.read_csv(RESULTS / "paper_suite.csv")
+    tasks = compare(frame)
+    result = {
+        "commits": sorted(set(frame["commit"])),
+        "n_timesteps": N_TIMESTEPS,
+        "over_all": aggregate(frame),
+        "tasks": tasks,
+    }
+    write_atomically(RESULTS / "paper_suite.json", json.dumps(result, indent=1) + "\n")
+    draw(frame, ROOT / "docs" / "paper_suite.png")
+    print(as_markdown(tasks), "\n")
+    print(json.dumps(result["over_all"], indent=1))
+    share = partial(lambda key: [task["share_of_steps"].get(key) for task in tasks.values()])
+    for key in ("today", "best"):
+        values = [1.0 if value is None else value for value in share(key)]
+        print(f"median share of the steps to the end of {key}: {np.median(values):.2f} (never counts as 1)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What the options are where none is given: it depends on the tasks, and on nothing else.
+
+Tasks that are fulfilled at some moment (goals, and whatever ends) pay little until then and everything at once. A window that
+got there is worth more than the critic knows, so it is learned from whole and judged by what happened. Rewards that come in
+every step are the other way round: what a step paid says more of the state than of the action, so the critic compares actions,
+softly, for a task that sees only what is good for it learns no difference; and windows would add the mistakes of the policy
+that acted. ``docs/results.md`` has the measurements.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hipi_sb3.tasks.family import TaskFamily
+
+#: Above so many tasks of a finite family, its candidates are drawn by default: the cost of scoring all of them grows with
+#: their number, that of draws does not.
+MANY_TASKS = 256
+
+#: Steps of a window in which a task may be fulfilled.
+WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """
+    Options that suit the tasks.
+
+    :param score: R_psi, see :mod:`hipi_sb3.relabel.scores`
+    :param log_partition: estimator of log Z(psi), see :mod:`hipi_sb3.relabel.log_partition`
+    :param temperature: T, see :class:`~hipi_sb3.relabel.posterior.TaskInference`
+    :param n_steps: steps of a window
+    """
+
+    score: str
+    log_partition: str
+    temperature: str
+    n_steps: int
+
+
+def defaults_for(family: TaskFamily) -> Defaults:
+    """
+    Options of the posterior that suit the tasks.
+
+    :param family: the tasks
+    :return: the options
+    """
+    # Both scores subtract V(s, psi), which prices a task in every state. What that leaves to log Z(psi) is worth an estimate
+    # where it is one number a task.
+    log_partition = "none" if family.tasks is None else "running"
+    if family.reaches_goals or family.tasks_end:
+        return Defaults("progress", log_partition, "spread:1", WINDOW)
+    return Defaults("advantage", log_partition, "spread:2", 1)
+
+
+def default_candidates(family: TaskFamily, drawn: str = "batch", by_row: bool = False) -> str | Mapping[str, float]:
+    """
+    The default candidates: every task of a finite family, or draws from its prior where it has many; half drawn tasks and half
+    reached goals; drawn tasks for the rest.
+
+    :param family: the tasks
+    :param drawn: where tasks are drawn: ``"batch"``, or ``"prior"`` where the data may know no commanded task
+    :param by_row: whether rows may have candidates of their own: then most are goals of the row's own future
+    :return: a value for ``candidates``
+    """
+    if family.tasks is not None:
+        return "all" if len(family.tasks) <= MANY_TASKS else "prior"
+    if not family.reaches_goals:
+        return drawn
+    return {drawn: 0.125, "achieved": 0.125, "future": 0.75} if by_row else {drawn: 0.5, "achieved": 0.5}
