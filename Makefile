@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-expensive bench search-postgres report format lint type
+.PHONY: help setup train test test-expensive bench search-postgres report docs format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
 	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
 	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
+	@echo "make docs            the site, into docs/_build/html; warnings are errors, links are checked"
 	@echo "make format          sort imports and format"
 	@echo "make lint type       what CI checks before the tests"
 
@@ -54,6 +55,11 @@ search-postgres: $(STAMP)
 
 report: $(STAMP)
 	$(RUN) zoo/report.py $(ARGS)
+
+docs: $(STAMP)
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(RUN) docs/check_links.py docs/_build/html
+	@echo "Site: docs/_build/html/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff check --select I --fix .

@@ -35,6 +35,8 @@ EXTRAS = {
     "track": ["tensorboard>=2.14", "wandb>=0.20"],
     # Comparisons of many runs, and datasets
     "benchmark": ["rliable>=1.2", "pandas>=2.2,<3", "matplotlib>=3.8", "pyarrow", "minari>=0.5", "h5py"],
+    # The site
+    "docs": ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "sphinx-copybutton>=0.5"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",
