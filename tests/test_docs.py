@@ -89,3 +89,12 @@ def test_files_that_documents_name_exist():
     named = re.findall(r"`((?:tasks|relabel|experience|examples|tests)/[\w/]*\.py)`", page)
     assert len(named) >= 5
     assert all((ROOT / "hipi_sb3" / name).is_file() or (ROOT / name).is_file() for name in named)
+
+
+def test_the_readme_is_a_screen_and_a_half_whose_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 90
+    links = [*re.findall(r"\]\(([^)#]+)[^)]*\)", text), *re.findall(r'src="([^"]+)"', text)]
+    local = [link for link in links if not link.startswith("http")]
+    assert len(local) > 10
+    assert [link for link in local if not (ROOT / link).is_file()] == []
