@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-expensive bench search-postgres report docs format lint type
+.PHONY: help setup browser train test test-expensive bench search-postgres report docs format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
@@ -39,8 +39,13 @@ setup: $(STAMP)
 train: $(STAMP)
 	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 --log-interval 50 -P $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+
+# Pages are looked at in Chromium. Where it is missing and may be installed, it is; elsewhere the tests of pages say what to do.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
 
 test-expensive: $(STAMP)
 	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive -q --no-header --disable-warnings -rpsfE --durations=0 \
