@@ -18,12 +18,11 @@ project = "hipi_sb3"
 author = "hipi_sb3 developers"
 release = version = hipi_sb3.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # A page by somebody else may not be there yet.
 suppress_warnings = ["toc.empty_glob"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
 # Links to headings, checked with the rest.
 myst_heading_anchors = 3
 
@@ -38,6 +37,4 @@ html_theme = "furo"
 html_title = f"hipi_sb3 {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-# Nothing is loaded from elsewhere: the site can be read without a network.
-html_theme_options = {"sidebar_hide_name": False}
 html_show_sphinx = False

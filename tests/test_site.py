@@ -1,6 +1,7 @@
 """The site: built without a warning, every public name on it, and as a reader sees it in a browser."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,12 @@ def site(tmp_path_factory):
 
 def test_every_link_that_stays_on_the_site_leads_somewhere(site):
     assert load(ROOT / "docs" / "check_links.py").broken_links(site) == []
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    pages = [path.read_text() for path in site.rglob("*.html")]
+    assert len(pages) > 25
+    assert not any(re.search(r"<(script|img|link)[^>]+(src|href)=\"(https?:)?//", page) for page in pages)
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path):
