@@ -92,3 +92,21 @@ def test_make_installs_torch_first_and_as_it_is_told(tmp_path):
     assert installs[-1][-1] == '".[all]"'
     assert all("-c" in line for line in installs)
     assert "grep -v '^torch=='" in dry_run
+
+
+def test_the_citation_says_the_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == hipi_sb3.__version__ and citation["license"] == "MIT"
+    assert citation["preferred-citation"]["url"].endswith("2002.11089")
+    assert citation["preferred-citation"]["authors"][0]["family-names"] == "Eysenbach"
+
+
+def test_the_page_on_versions_says_those_that_are_tested():
+    page = (ROOT / "docs" / "support.md").read_text()
+    for name, package in (
+        ("Stable-Baselines3, sb3-contrib", "stable-baselines3"),
+        ("Gymnasium", "gymnasium"),
+        ("NumPy", "numpy"),
+    ):
+        assert f"| {name} | {PINS[package]} |" in page
+    assert f"| PyTorch | {PINS['torch']} (CPU) |" in page and f"| MuJoCo | {PINS['mujoco']} |" in page
