@@ -3,7 +3,8 @@
     python examples/own_data.py
     python examples/own_data.py --csv log.csv        # columns episode, x, y, dx, dy
 
-Without a file, the log is made up: 200 walks from the middle of a field, each in a direction of its own that nobody wrote down.
+Without a file, the log is made up: 200 walks from the middle of a field, each in a direction of its own that nobody wrote
+down.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def clone(log: Mapping[str, np.ndarray], n_updates: int = 400) -> HIPIBC:
     columns = lambda *names: np.stack([log[name] for name in names], axis=1)  # noqa: E731
     family = GoalReaching(low=[-20, -20], high=[20, 20], radius=2.0)  # what can be asked for: to get to a place
     dataset = TrajectoryDataset.from_arrays(family, columns("x", "y"), columns("dx", "dy"), log["episode"])
-    model = HIPIBC("MultiInputPolicy", n_candidate_tasks=256, temperature="ess:8", policy_kwargs={"net_arch": [64, 64]}, seed=0)
+    model = HIPIBC(
+        "MultiInputPolicy", n_candidate_tasks=256, temperature="ess:8", policy_kwargs={"net_arch": [64, 64]}, seed=0
+    )
     return model.fit(dataset, n_updates=n_updates)
 
 

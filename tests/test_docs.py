@@ -24,7 +24,7 @@ def name_of(page):
 def load(path):
     """Import a script that lies in no package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # pickle looks for it there
     spec.loader.exec_module(module)
     return module
 

@@ -260,8 +260,8 @@ class TrajectoryDataset:
         :param observation_space: a Box without bounds if None
         :param action_space: the smallest Box around the actions, or as many discrete ones as there are numbers, if None
         :return: data set
-        :raises ValueError: when lengths differ, the steps of an episode lie apart, the family needs more than was logged, or the
-            actions have no bounds that could be read from them
+        :raises ValueError: when lengths differ, the steps of an episode lie apart, the family needs more than was logged, or
+            the actions have no bounds that could be read from them
         """
         return cls(
             **read_logged(
