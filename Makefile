@@ -11,6 +11,7 @@ comma := ,
 EXTRAS ?= all
 PYTEST_WORKERS ?= 2
 ARGS ?=
+TOUR ?= logs/tour
 
 BENCHMARKS := core_speed buffer_files gradient_speed relabel_cost end_to_end vector_env footprint env_speed products scaling
 BENCH_RESULTS ?= benchmarks/results
@@ -20,11 +21,12 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser train test test-expensive bench search-postgres report docs format lint type
+.PHONY: help setup browser train tour test test-expensive bench search-postgres report docs format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
+	@echo "make tour            some four minutes: training, video, comparison and report of it, all in $(TOUR)"
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the tests that train for minutes, into benchmarks/results/expensive_tests.txt"
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
@@ -38,6 +40,16 @@ setup: $(STAMP)
 
 train: $(STAMP)
 	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 --log-interval 50 -P $(ARGS)
+
+# Fixed goals: they are learned in seconds, and the methods differ.
+tour: $(STAMP)
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFixedGoals-v0 --seed 0 -n 5000 --eval-freq 1000 --log-interval 50 -f $(TOUR) -P
+	$(RUN) zoo/enjoy.py --env PointFixedGoals-v0 -f $(TOUR) --tasks all --record $(TOUR)/video.mp4 --fps 10 --plot $(TOUR)/trajectories.png
+	$(RUN) zoo/benchmark.py --envs PointFixedGoals-v0 --methods none,random,hipi --seeds 3 --jobs 2 -n 5000 --eval-freq 1000 \
+		--folder $(TOUR)/benchmark
+	$(RUN) zoo/plots.py --folder $(TOUR)/benchmark --out $(TOUR)/figures
+	$(RUN) zoo/report.py --folder $(TOUR)/benchmark --runs $(TOUR)/hipi_sac/* --out $(TOUR)/report.html
+	@echo "The tour is over. Open $(TOUR)/report.html and $(TOUR)/video.mp4; figures are in $(TOUR)/figures."
 
 test: $(STAMP) browser
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)

@@ -1,8 +1,10 @@
 """The code in the documents runs, and what they name exists."""
 
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,35 @@ def test_options_that_pages_give_to_the_launcher_exist():
     assert len(options) > 50
     missing = [(script, word) for script, word in options if not re.search(rf"(?<![\w-]){word}(?![\w-])", help_texts[script])]
     assert missing == []
+
+
+def commands_of_the_tour(folder):
+    """What ``make tour`` runs, with this Python: lines of bash."""
+    dry_run = run(["make", "-n", "tour", f"TOUR={folder}"], ROOT)
+    assert dry_run.returncode == 0, dry_run.stderr
+    lines = dry_run.stdout.replace("\\\n", " ").splitlines()
+    return [re.sub(r"^\S+ \S+python", sys.executable, line) for line in lines if "python zoo/" in line]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_tour_leaves_everything_in_one_folder():
+    commands = commands_of_the_tour("somewhere")
+    assert [Path(command.split()[1]).name for command in commands] == [
+        *("train.py", "enjoy.py", "benchmark.py", "plots.py", "report.py"),
+    ]
+    assert all("somewhere" in command for command in commands)
+
+
+@pytest.mark.expensive
+def test_the_tour_shows_methods_that_differ(tmp_path):
+    for command in commands_of_the_tour(tmp_path):
+        result = run(["bash", "-c", command], ROOT, timeout=600)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    assert {"report.html", "video.mp4", "trajectories.png", "figures"} <= {path.name for path in tmp_path.iterdir()}
+    methods = {
+        entry["method"]: entry["mean"] for entry in json.loads((tmp_path / "benchmark/summary.json").read_text())["results"]
+    }
+    assert methods["hipi"] > methods["random"] > methods["none"]
 
 
 @pytest.mark.expensive

@@ -54,9 +54,11 @@ def test_the_picture_shows_the_point_and_goals_are_read_from_the_simulator():
     assert_allclose(np.argwhere(obs["observation"][0] == 255).mean(axis=0), 7.5 * example.SCALE)
     obs, reward, terminated, _, info = env.step(np.array([1.0, 0.0]))
     assert_allclose(np.argwhere(obs["observation"][0] == 255).mean(axis=0), [8.5 * example.SCALE, 7.5 * example.SCALE])
-    assert_allclose(info["task_features"], [8.5, 7.5]) and (reward, terminated) == (0.0, True)
+    assert_allclose(info["task_features"], [8.5, 7.5])
+    assert (reward, terminated) == (0.0, True)
     model = example.train(510)
-    assert model.num_timesteps == 510 and model.replay_buffer.experience.store is not None
+    assert model.num_timesteps == 510
+    assert model.replay_buffer.experience.store.observations((np.arange(3), np.zeros(3, int)))["observation"].dtype == np.uint8
 
 
 @pytest.mark.expensive
