@@ -21,7 +21,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser train tour test test-expensive bench search-postgres report docs format lint type
+.PHONY: help setup browser train tour pretrained test test-expensive bench search-postgres report docs format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
 	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
 	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
+	@echo "make pretrained      train the policies that come with the package again"
 	@echo "make docs            the site, into docs/_build/html; warnings are errors, links are checked"
 	@echo "make format          sort imports and format"
 	@echo "make lint type       what CI checks before the tests"
@@ -53,6 +54,13 @@ tour: $(STAMP)
 
 test: $(STAMP) browser
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+
+# The policies that come with the package: some six minutes on one core.
+pretrained: $(STAMP)
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFixedGoals-v0 --seed 0 -n 15000 --eval-tasks 32 --no-picture -f logs/pretrained
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 -n 60000 --eval-tasks 50 --no-picture -f logs/pretrained
+	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFixedGoals-v0_1
+	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFourRooms-v0_1
 
 # Pages are looked at in Chromium. Where it is missing and may be installed, it is; elsewhere the tests of pages say what to do.
 browser:

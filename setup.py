@@ -61,7 +61,7 @@ setup(
     # The launcher runs from the checkout: nothing but hipi_sb3 is a top-level package. The YAML files are its data.
     packages=[*find_packages(include=["hipi_sb3", "hipi_sb3.*"]), "hipi_sb3.hyperparams"],
     package_dir={"hipi_sb3": "hipi_sb3", "hipi_sb3.hyperparams": "hyperparams"},
-    package_data={"hipi_sb3": ["py.typed"], "hipi_sb3.hyperparams": ["*.yml"]},
+    package_data={"hipi_sb3": ["py.typed"], "hipi_sb3.shipped": ["*.npz", "*.json"], "hipi_sb3.hyperparams": ["*.yml"]},
     install_requires=[
         "gymnasium[mujoco]>=1.1,<2",
         "mujoco>=3.1,<5",

@@ -50,6 +50,9 @@ def test_the_wheel_installs_hipi_sb3_alone(wheel):
 
 def test_the_wheel_has_every_module_the_types_marker_and_the_yaml_files(wheel):
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "hipi_sb3").rglob("*.py")} | {"hipi_sb3/py.typed"}
+    expected |= {
+        str(path.relative_to(ROOT)) for kind in ("npz", "json") for path in (ROOT / "hipi_sb3/shipped").glob(f"*.{kind}")
+    }
     expected |= {f"hipi_sb3/hyperparams/{path.name}" for path in (ROOT / "hyperparams").glob("*.yml")}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
     shipped = yaml.safe_load(wheel.read("hipi_sb3/hyperparams/hipi_sac.yml"))
