@@ -11,6 +11,7 @@ comma := ,
 EXTRAS ?= all
 PYTEST_WORKERS ?= 2
 ARGS ?=
+TOUR ?= logs/tour
 
 BENCHMARKS := core_speed buffer_files gradient_speed relabel_cost end_to_end vector_env footprint env_speed products scaling
 BENCH_RESULTS ?= benchmarks/results
@@ -20,16 +21,19 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-expensive bench search-postgres report format lint type
+.PHONY: help setup browser train tour pretrained test test-expensive bench search-postgres report docs format lint type
 
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
+	@echo "make tour            some four minutes: training, video, comparison and report of it, all in $(TOUR)"
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the tests that train for minutes, into benchmarks/results/expensive_tests.txt"
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"
 	@echo "make search-postgres two workers search on a private PostgreSQL (ARGS for zoo/train.py)"
 	@echo "make report          one HTML page from the results of zoo/benchmark.py (ARGS for zoo/report.py)"
+	@echo "make pretrained      train the policies that come with the package again"
+	@echo "make docs            the site, into docs/_build/html; warnings are errors, links are checked"
 	@echo "make format          sort imports and format"
 	@echo "make lint type       what CI checks before the tests"
 
@@ -38,8 +42,30 @@ setup: $(STAMP)
 train: $(STAMP)
 	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 --log-interval 50 -P $(ARGS)
 
-test: $(STAMP)
+# Fixed goals: they are learned in seconds, and the methods differ.
+tour: $(STAMP)
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFixedGoals-v0 --seed 0 -n 5000 --eval-freq 1000 --log-interval 50 -f $(TOUR) -P
+	$(RUN) zoo/enjoy.py --env PointFixedGoals-v0 -f $(TOUR) --tasks all --record $(TOUR)/video.mp4 --fps 10 --plot $(TOUR)/trajectories.png
+	$(RUN) zoo/benchmark.py --envs PointFixedGoals-v0 --methods none,random,hipi --seeds 3 --jobs 2 -n 5000 --eval-freq 1000 \
+		--folder $(TOUR)/benchmark
+	$(RUN) zoo/plots.py --folder $(TOUR)/benchmark --out $(TOUR)/figures
+	$(RUN) zoo/report.py --folder $(TOUR)/benchmark --runs $(TOUR)/hipi_sac/* --out $(TOUR)/report.html
+	@echo "The tour is over. Open $(TOUR)/report.html and $(TOUR)/video.mp4; figures are in $(TOUR)/figures."
+
+test: $(STAMP) browser
 	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+
+# The policies that come with the package: some six minutes on one core.
+pretrained: $(STAMP)
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFixedGoals-v0 --seed 0 -n 15000 --eval-tasks 32 --no-picture -f logs/pretrained
+	$(RUN) zoo/train.py --algo hipi_sac --env PointFourRooms-v0 --seed 0 -n 60000 --eval-tasks 50 --no-picture -f logs/pretrained
+	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFixedGoals-v0_1
+	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFourRooms-v0_1
+
+# Pages are looked at in Chromium. Where it is missing and may be installed, it is; elsewhere the tests of pages say what to do.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
 
 test-expensive: $(STAMP)
 	set -o pipefail; $(RUN) -m pytest -n $(PYTEST_WORKERS) -m expensive -q --no-header --disable-warnings -rpsfE --durations=0 \
@@ -54,6 +80,11 @@ search-postgres: $(STAMP)
 
 report: $(STAMP)
 	$(RUN) zoo/report.py $(ARGS)
+
+docs: $(STAMP)
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(RUN) docs/check_links.py docs/_build/html
+	@echo "Site: docs/_build/html/index.html"
 
 format: $(STAMP)
 	$(BIN)/ruff check --select I --fix .

@@ -35,6 +35,8 @@ EXTRAS = {
     "track": ["tensorboard>=2.14", "wandb>=0.20"],
     # Comparisons of many runs, and datasets
     "benchmark": ["rliable>=1.2", "pandas>=2.2,<3", "matplotlib>=3.8", "pyarrow", "minari>=0.5", "h5py"],
+    # The site
+    "docs": ["sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "sphinx-copybutton>=0.5"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5",
@@ -59,7 +61,7 @@ setup(
     # The launcher runs from the checkout: nothing but hipi_sb3 is a top-level package. The YAML files are its data.
     packages=[*find_packages(include=["hipi_sb3", "hipi_sb3.*"]), "hipi_sb3.hyperparams"],
     package_dir={"hipi_sb3": "hipi_sb3", "hipi_sb3.hyperparams": "hyperparams"},
-    package_data={"hipi_sb3": ["py.typed"], "hipi_sb3.hyperparams": ["*.yml"]},
+    package_data={"hipi_sb3": ["py.typed"], "hipi_sb3.shipped": ["*.npz", "*.json"], "hipi_sb3.hyperparams": ["*.yml"]},
     install_requires=[
         "gymnasium[mujoco]>=1.1,<2",
         "mujoco>=3.1,<5",

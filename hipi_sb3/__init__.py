@@ -7,6 +7,7 @@ from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.check_family import check_family
 from hipi_sb3.cloning.bc import HIPIBC, TaskConditionedBCPolicy
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
+from hipi_sb3.shipped.policies import pretrained
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.finite import DiscreteTasks, FiniteTasks
 from hipi_sb3.tasks.functions import CallableTasks
@@ -41,4 +42,5 @@ __all__ = [
     "VectorRewardTasks",
     "__version__",
     "check_family",
+    "pretrained",
 ]

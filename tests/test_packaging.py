@@ -50,6 +50,9 @@ def test_the_wheel_installs_hipi_sb3_alone(wheel):
 
 def test_the_wheel_has_every_module_the_types_marker_and_the_yaml_files(wheel):
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "hipi_sb3").rglob("*.py")} | {"hipi_sb3/py.typed"}
+    expected |= {
+        str(path.relative_to(ROOT)) for kind in ("npz", "json") for path in (ROOT / "hipi_sb3/shipped").glob(f"*.{kind}")
+    }
     expected |= {f"hipi_sb3/hyperparams/{path.name}" for path in (ROOT / "hyperparams").glob("*.yml")}
     assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
     shipped = yaml.safe_load(wheel.read("hipi_sb3/hyperparams/hipi_sac.yml"))
@@ -61,7 +64,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert f"\nVersion: {hipi_sb3.__version__}\n" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
-    for extra in ("dm_control", "metaworld", "robotics", "mo", "benchmark", "zoo", "dev", "all"):
+    for extra in ("dm_control", "metaworld", "robotics", "mo", "benchmark", "zoo", "docs", "dev", "all"):
         assert re.search(f"^Provides-Extra: {extra.replace('_', '[-_]')}$", metadata, re.MULTILINE), extra
 
 
@@ -92,3 +95,21 @@ def test_make_installs_torch_first_and_as_it_is_told(tmp_path):
     assert installs[-1][-1] == '".[all]"'
     assert all("-c" in line for line in installs)
     assert "grep -v '^torch=='" in dry_run
+
+
+def test_the_citation_says_the_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == hipi_sb3.__version__ and citation["license"] == "MIT"
+    assert citation["preferred-citation"]["url"].endswith("2002.11089")
+    assert citation["preferred-citation"]["authors"][0]["family-names"] == "Eysenbach"
+
+
+def test_the_page_on_versions_says_those_that_are_tested():
+    page = (ROOT / "docs" / "support.md").read_text()
+    for name, package in (
+        ("Stable-Baselines3, sb3-contrib", "stable-baselines3"),
+        ("Gymnasium", "gymnasium"),
+        ("NumPy", "numpy"),
+    ):
+        assert f"| {name} | {PINS[package]} |" in page
+    assert f"| PyTorch | {PINS['torch']} (CPU) |" in page and f"| MuJoCo | {PINS['mujoco']} |" in page

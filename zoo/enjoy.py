@@ -1,6 +1,7 @@
 """
 Look at a trained policy: run it on tasks, print what came out, draw it.
 
+    python zoo/enjoy.py --pretrained --env PointFourRooms-v0 --tasks grid --plot
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --plot
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --task 25 30 --task 5 25 --no-render
     python zoo/enjoy.py --algo hipi_sac --env HalfCheetahVelocity-v0 --tasks grid --record run.mp4
@@ -28,10 +29,11 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from hipi_sb3 import TaskFamily
+from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
@@ -65,7 +67,7 @@ def enjoy(args: argparse.Namespace) -> None:
         check_name("algorithm", args.algo, ALGOS)
         check_name("environment", args.env, gym.registry)
         set_random_seed(args.seed)
-        model_path, run_folder = find_run(args)
+        model_path, run_folder = ("", "") if args.pretrained else find_run(args)
         render = not args.no_render and args.record is None and has_display()
         env = make_env(args, run_folder, render)
         if not env.has_attr("task_family"):
@@ -75,12 +77,8 @@ def enjoy(args: argparse.Namespace) -> None:
     if args.record is not None:
         with configuration_errors(args.verbose):
             env = recorder = VideoRecorder(env, args.record, args.fps)
-    print(f"Loading {model_path}")
-    algorithm_class = ALGOS[args.algo]
-    # Nothing is trained, so there is nothing to store.
-    kwargs: dict[str, Any] = {"buffer_size": 1} if issubclass(algorithm_class, OffPolicyAlgorithm) else {}
     with configuration_errors(args.verbose):
-        model = algorithm_class.load(model_path, device=args.device, **kwargs)
+        model = load_pretrained(args) if args.pretrained else load_model(args, model_path)
     evaluation = evaluate_tasks(
         model,
         env,
@@ -91,7 +89,7 @@ def enjoy(args: argparse.Namespace) -> None:
         record_observations=args.plot is not None,
         render=render,
     )
-    print(f"\n{args.algo} on {args.env}, task by task:\n")
+    print(f"\n{'pretrained' if args.pretrained else args.algo} on {args.env}, task by task:\n")
     print(evaluation.table())
     if recorder is not None:
         recorder.save()
@@ -116,6 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--algo", default="hipi_sac", help="algorithm (default: %(default)s)")
     parser.add_argument("--env", default="PointFourRooms-v0", help="environment id (default: %(default)s)")
+    parser.add_argument("--pretrained", action="store_true", help="a policy that comes with hipi_sb3; no run is needed")
     parser.add_argument("-f", "--folder", default="logs", help="log folder (default: %(default)s)")
     parser.add_argument("--exp-id", type=int, default=0, help="number of the run (default: 0, the latest)")
     parser.add_argument("--load-best", action="store_true", help="the best model of the evaluations instead of the last one")
@@ -176,6 +175,33 @@ def find_run(args: argparse.Namespace) -> tuple[str, str]:
             f"{error}. Train one: python zoo/train.py --algo {args.algo} --env {args.env} -f {args.folder}"
         ) from error
     return model_path, run_folder
+
+
+def load_model(args: argparse.Namespace, model_path: str) -> PolicyPredictor:
+    """
+    Load the model of a run.
+
+    :param args: arguments of :func:`make_parser`
+    :param model_path: path of the model
+    :return: model
+    """
+    print(f"Loading {model_path}")
+    algorithm_class = ALGOS[args.algo]
+    # Nothing is trained, so there is nothing to store.
+    kwargs: dict[str, Any] = {"buffer_size": 1} if issubclass(algorithm_class, OffPolicyAlgorithm) else {}
+    return algorithm_class.load(model_path, device=args.device, **kwargs)
+
+
+def load_pretrained(args: argparse.Namespace) -> PolicyPredictor:
+    """
+    Load a policy that comes with the package, and say where it comes from.
+
+    :param args: arguments of :func:`make_parser`
+    :return: policy
+    """
+    policy = pretrained(args.env, device=args.device)
+    print(f"A policy that comes with hipi_sb3, trained at {policy.card['commit']} by\n    {policy.card['command']}")
+    return policy
 
 
 def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:

@@ -1,20 +1,16 @@
 """Where a number comes from: command, commit, versions, machine."""
 
 import argparse
-import os
-import platform
 import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from hipi_sb3.installed import machine, versions
 
-#: Packages whose versions decide what a run gives.
-PACKAGES = ("hipi_sb3", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "mujoco", "optuna")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, Any]:
@@ -42,35 +38,6 @@ def commit() -> str:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def versions() -> dict[str, str]:
-    """
-    List the versions of Python and of the packages that matter.
-
-    :return: version by name
-    """
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> str:
-    """
-    Describe the machine.
-
-    :return: processor and number of cores
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{cpu or platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def command_line(script: str, arguments: list[str]) -> str:

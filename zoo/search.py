@@ -19,9 +19,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from hipi_sb3 import TaskFamily
 from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
+from hipi_sb3.installed import machine, versions
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
 from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
-from zoo.provenance import command_line, commit, machine, versions
+from zoo.provenance import command_line, commit
 from zoo.workers import FINISHED, Worker, make_storage, n_finished, run_trials, sampler_seed
 
 #: The tasks of evaluations are the same for all runs, so that runs can be compared. A search is judged on others than the

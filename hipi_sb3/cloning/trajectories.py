@@ -1,4 +1,5 @@
-"""Data sets of trajectories for HIPI-BC: from a replay buffer, from Minari, from ``.npz`` files, from folders of arrays.
+"""Data sets of trajectories for HIPI-BC: from a replay buffer, from Minari, from ``.npz`` files, from folders of arrays,
+from logged steps.
 
 All steps of all trajectories stand one after another in a few long arrays. In a folder each array is a file of its own that is
 mapped into memory, so that a data set of any size can be read piece by piece.
@@ -16,6 +17,7 @@ from gymnasium import spaces
 
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.arrays import allocate, without_task
+from hipi_sb3.cloning.logged import read_logged
 from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.experience.transitions import Experience
@@ -225,6 +227,56 @@ class TrajectoryDataset:
             np.diff(np.append(starts, len(is_first))),
             tasks,
             experience.env_terminated[at][ends],
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        family: TaskFamily,
+        observations: Any,
+        actions: Any,
+        episodes: Any,
+        next_observations: Any = None,
+        rewards: Any = None,
+        features: Any = None,
+        terminated: Any = None,
+        tasks: Any = None,
+        observation_space: spaces.Space | None = None,
+        action_space: spaces.Space | None = None,
+    ) -> "TrajectoryDataset":
+        """
+        Trajectories of logged steps, one row a step: NumPy arrays, or columns of a pandas DataFrame. No environment is needed.
+
+        :param family: the tasks; one that reads observations and actions alone, unless ``features`` are given
+        :param observations: observations before each step, (n_steps, ...)
+        :param actions: actions in the units of the environment, (n_steps, action_dim), or whole numbers (n_steps,)
+        :param episodes: which episode each step belongs to, any names, (n_steps,); its steps stand one after another
+        :param next_observations: observations after each step, as ``observations``. If None, those of the next row; the last
+            step of each episode, of which nothing says where it led, is left out then
+        :param rewards: the environment's own rewards, for families that read them, (n_steps,)
+        :param features: features of each step, (n_steps, feature_dim); the family computes them if None
+        :param terminated: whether the environment itself ended the episode with this step, (n_steps,); never if None
+        :param tasks: task that each step was collected for, (n_steps, task_dim); the first of an episode counts
+        :param observation_space: a Box without bounds if None
+        :param action_space: the smallest Box around the actions, or as many discrete ones as there are numbers, if None
+        :return: data set
+        :raises ValueError: when lengths differ, the steps of an episode lie apart, the family needs more than was logged, or
+            the actions have no bounds that could be read from them
+        """
+        return cls(
+            **read_logged(
+                family,
+                observations,
+                actions,
+                episodes,
+                next_observations,
+                rewards,
+                features,
+                terminated,
+                tasks,
+                observation_space,
+                action_space,
+            )
         )
 
     @classmethod

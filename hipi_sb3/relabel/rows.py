@@ -170,7 +170,7 @@ class RelabelBatch:
 
         :param tasks: assigned tasks, (n_rows, task_dim)
         :param full: whether to take the numbers too that need extra scores
-        :return: values by name, see the README's table
+        :return: values by name, see the table of "What to watch" on the site
         """
         fulfilled = self.family.success(self.features, tasks)
         if fulfilled is None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch as th
+from browser import FLAGS, chromium
 from conftest import require
 from numpy.testing import assert_allclose
 
@@ -291,22 +292,11 @@ def test_the_report_is_one_file_that_loads_nothing(page):
 
 def look(page, tmp_path, script, hash_=""):
     """Open a copy of the page in Chromium, run a script in it, and give what it wrote, and what the console said."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        assert os.environ.get("CI") != "true", "CI installs chromium"
-        pytest.skip("chromium is not installed")
     copy = tmp_path / "copy.html"
     errors = "<script>window.problems = []; window.onerror = m => { window.problems.push(m); };</script>"
     result = f"<script>const out = (() => {{ {script} }})(); document.title = JSON.stringify([out, window.problems]);</script>"
     copy.write_text(page.read_text().replace("<head>", f"<head>{errors}").replace("</body>", f"{result}</body>"))
-    command = [
-        chromium,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-    ]
+    command = [chromium(), *FLAGS]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{copy}{hash_}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
