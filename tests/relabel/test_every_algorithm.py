@@ -127,7 +127,8 @@ def one(pairs: Pairs, rows: Any, row: int, task: int) -> Any:
 
 
 def by_hand(model: Any, pairs: Pairs, score: str, row: int, task: int, temperature: float) -> float:
-    """The score of one pair from the algorithm's own networks; the policy has to be deterministic, see below."""
+    """The score of one pair from the algorithm's own networks, which draw their noise in the order of the score's terms."""
+    th.manual_seed(0)
     obs, next_obs, action = (
         one(pairs, pairs.observations, row, task),
         one(pairs, pairs.next_observations, row, task),
@@ -137,12 +138,19 @@ def by_hand(model: Any, pairs: Pairs, score: str, row: int, task: int, temperatu
         net, target = (
             (model.q_net, model.q_net_target) if isinstance(model, DQN) else (model.quantile_net, model.quantile_net_target)
         )
-        values = [
-            (n(o)[0] if isinstance(model, DQN) else n(o)[0].mean(dim=0))
-            for n, o in ((net, obs), (net, obs), (target, next_obs))
-        ]
-        q = values[0][int(action)]
-        value, next_value = (temperature * th.logsumexp(v / temperature, dim=0) for v in values[1:])
+
+        def soft_value(network: Any, o: Any) -> tuple[th.Tensor, th.Tensor]:
+            q_values = network(o)[0] if isinstance(model, DQN) else network(o)[0].mean(dim=0)
+            return q_values, temperature * th.logsumexp(q_values / temperature, dim=0)
+
+        q = soft_value(net, obs)[0][int(action)]
+
+        def value() -> Any:
+            return soft_value(net, obs)[1]
+
+        def target_value(o: Any) -> Any:
+            return soft_value(target, o)[1]
+
     else:
 
         def critic(network: Any, o: Any, a: th.Tensor) -> th.Tensor:
@@ -152,33 +160,48 @@ def by_hand(model: Any, pairs: Pairs, score: str, row: int, task: int, temperatu
         def policy(o: Any) -> tuple[th.Tensor, Any]:
             if isinstance(model, TD3):
                 return model.actor(o), 0.0
-            th.manual_seed(0)
             a, log_prob = model.actor.action_log_prob(o)
             return a, th.exp(model.log_ent_coef) * log_prob[0]
 
         q = critic(model.critic, obs, action)
-        a, entropy = policy(obs)
-        value = critic(model.critic, obs, a) - entropy
-        a, entropy = policy(next_obs)
-        if isinstance(model, TD3):
-            a = model.actor_target(next_obs)
-            next_value = critic(model.critic_target, next_obs, a)
-        elif isinstance(model, TQC):
-            quantiles = model.critic_target(next_obs, a).flatten().sort().values
-            next_value = (
-                quantiles[: len(quantiles) - model.top_quantiles_to_drop_per_net * model.critic.n_critics].mean() - entropy
-            )
-        elif isinstance(model, CrossQ):
-            next_value = critic(model.critic, next_obs, a) - entropy
-        else:
-            next_value = critic(model.critic_target, next_obs, a) - entropy
+
+        def value() -> Any:
+            a, entropy = policy(obs)
+            return critic(model.critic, obs, a) - entropy
+
+        def target_value(o: Any) -> Any:
+            a, entropy = policy(o)
+            if isinstance(model, TD3):
+                return critic(model.critic_target, o, model.actor_target(o))
+            if isinstance(model, TQC):
+                quantiles = model.critic_target(o, a).flatten().sort().values
+                n_dropped = model.top_quantiles_to_drop_per_net * model.critic.n_critics
+                return quantiles[: len(quantiles) - n_dropped].mean() - entropy
+            return critic(model.critic if isinstance(model, CrossQ) else model.critic_target, o, a) - entropy
+
     reward, done = pairs.rewards[row, task], pairs.terminated[row, task]
-    td = reward + (0.0 if done else pairs.discounts[row, task] * next_value)
-    return float({"q": q, "advantage": q - value, "td": td}[score])
+
+    def td() -> Any:
+        after = target_value(next_obs)
+        return reward + (0.0 if done else pairs.discounts[row, task] * after)
+
+    def mixed() -> Any:
+        progress = td() - target_value(obs)
+        advantage = q - value()
+        return progress if done else advantage
+
+    scores = {
+        "q": lambda: q,
+        "advantage": lambda: q - value(),
+        "td": td,
+        "progress": lambda: td() - target_value(obs),
+        "mixed": mixed,
+    }
+    return float(scores[score]())
 
 
 @each_algorithm
-@pytest.mark.parametrize("score", ["q", "td", "advantage"])
+@pytest.mark.parametrize("score", ["q", "td", "advantage", "progress", "mixed"])
 def test_scores_equal_a_computation_by_hand_from_its_own_networks(name: str, score: str) -> None:
     model: Any = make(name, replay_buffer_class=HIPIReplayBuffer).learn(120)
     model.policy.set_training_mode(False)

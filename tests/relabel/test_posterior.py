@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 from reference_example import (
     PAPER_SCORES,
@@ -341,3 +342,36 @@ def test_an_unknown_strategy_suggests_the_nearest_and_lists_the_valid_ones() -> 
     with pytest.raises(ValueError, match=r"Unknown strategy 'futur'. Did you mean 'future'\?") as error:
         make_strategy("futur")
     assert all(repr(name) in str(error.value) for name in KEY_TO_STRATEGY)
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+@pytest.mark.parametrize("temperature", ["spread:1", "spread:2", "ess:4"])
+@pytest.mark.parametrize("by_row", [False, True], ids=["shared tasks", "tasks by row"])
+def test_rewards_of_another_scale_give_the_same_posterior(temperature: str, scale: float, by_row: bool) -> None:
+    """A critic of rewards that are all multiplied by a number gives scores that are: no option has to be touched."""
+    scores = np.random.default_rng(0).gumbel(size=(40, 12)) * np.linspace(0.2, 3, 12)
+    scores[3, 4], scores[:, 7] = -np.inf, -np.inf
+    estimator = "none" if by_row else "running"
+    tasks = np.zeros((40, 12, 1)) if by_row else np.linspace(-1, 1, 12, dtype=np.float32)[:, None]
+
+    def posterior(scores: np.ndarray) -> np.ndarray:
+        partition = make_log_partition(estimator)
+        partition.setup(spaces.Box(-1, 1, (1,)), None if by_row else tasks)
+        return TaskInference(partition, temperature)(tasks, scores, np.zeros(12)).posterior
+
+    np.testing.assert_allclose(posterior(scale * scores), posterior(scores), atol=1e-6)
+    assert 1.5 < effective_tasks(posterior(scores)).mean() < 11
+
+
+def test_a_spread_is_that_of_the_scores_within_each_task() -> None:
+    scores = np.array([[1.0, 10.0], [3.0, 10.0], [2.0, -np.inf]])
+    # Without the means 2 and 10: -1, 1, 0 and 0, 0; five possible pairs.
+    expected = 0.5 * np.sqrt(2 / 5)
+    tasks = np.array([[0.0], [1.0]])
+    found = TaskInference(make_log_partition("none"), "spread:0.5")(tasks, scores, np.zeros(2))
+    assert found.temperature == pytest.approx(expected)
+    np.testing.assert_allclose(found.posterior, task_posterior(scores / expected))
+    # Where nothing differs every task is as good.
+    np.testing.assert_allclose(
+        TaskInference(make_log_partition("none"), "spread:1")(tasks, np.ones((3, 2)), np.zeros(2)).posterior, 0.5
+    )

@@ -119,15 +119,27 @@ class ValueOfPlace(NoCritic):
         return 10 * pairs.next_observations["observation"] + pairs.tasks[:, 0]
 
 
+class Doubling:
+    """The critic sees everything twice as large, and a third of the rewards."""
+
+    def normalize_obs(self, obs: Any) -> Any:
+        return {key: 2 * value for key, value in obs.items()}
+
+    def normalize_reward(self, reward: np.ndarray) -> np.ndarray:
+        return reward / 3
+
+
+@pytest.mark.parametrize("normalization", [None, Doubling()], ids=["raw", "normalised"])
 @pytest.mark.parametrize("score", ["td", "progress"])
-def test_a_window_is_scored_by_what_happens_to_it_under_each_task(score: str) -> None:
+def test_a_window_is_scored_by_what_happens_to_it_under_each_task(score: str, normalization: Doubling | None) -> None:
     """Against a loop in plain Python: n = 3, three tasks that end at different steps or never, an environment that ends."""
     experience = walk()
     experience.env_terminated[2, 0] = True
     steps = np.arange(12)
     relabeler = Relabeler("hipi", score, "none", n_steps=3)
     relabeler.setup(GOALS)
-    batch = relabeler._rows(experience, (steps, np.zeros(12, dtype=int)), steps, ValueOfPlace(), None)
+    batch = relabeler._rows(experience, (steps, np.zeros(12, dtype=int)), steps, ValueOfPlace(), normalization)
+    seen, paid = (1.0, 1.0) if normalization is None else (2.0, 1 / 3)
     tasks = np.array([[0.3], [0.55], [-0.9]], dtype=np.float32)
     expected = np.empty((12, 3))
     for start in steps:
@@ -141,8 +153,8 @@ def test_a_window_is_scored_by_what_happens_to_it_under_each_task(score: str) ->
                 if reached or step == 2:
                     ended = True
                     break
-            total += 0.0 if ended else discount * (10 * place + goal)
-            expected[start, j] = total - (10 * 0.1 * (start % 4) + goal if score == "progress" else 0.0)
+            total = paid * total + (0.0 if ended else discount * seen * (10 * place + goal))
+            expected[start, j] = total - (seen * (10 * 0.1 * (start % 4) + goal) if score == "progress" else 0.0)
     np.testing.assert_allclose(batch.scores(tasks), expected, atol=1e-5)
 
 
