@@ -8,6 +8,7 @@ import queue
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,27 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     harness = b""
     results: "queue.Queue[Any]"
+    answer: Callable[[str, str, bytes], tuple[int, str, bytes]] | None = None
 
     def do_GET(self) -> None:
         if self.path == "/harness.html":
             self._answer(200, self.harness, "text/html; charset=utf-8")
         elif self.path == "/favicon.ico":
             self._answer(204, b"", "image/x-icon")
+        elif self.answer is not None:
+            status, kind, content = self.answer("GET", self.path, b"")
+            self._answer(status, content, kind)
         else:
             super().do_GET()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.results.put(json.loads(body))
-        self._answer(204, b"", "text/plain")
+        if self.path == "/result":
+            self.results.put(json.loads(body))
+            self._answer(204, b"", "text/plain")
+        else:
+            status, kind, content = self.answer("POST", self.path, body)
+            self._answer(status, content, kind)
 
     def _answer(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -73,11 +82,18 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def drive(folder: Path, script: str, profile: Path, timeout: float = 180.0) -> tuple[Any, list[str]]:
+def drive(
+    folder: Path,
+    script: str,
+    profile: Path,
+    timeout: float = 180.0,
+    answer: Callable[[str, str, bytes], tuple[int, str, bytes]] | None = None,
+) -> tuple[Any, list[str]]:
     """
     Serve a folder, and run a script in Chromium on a page of the same origin.
 
     :param folder: folder with the pages
+    :param answer: ``answer(method, path, body) -> (status, content type, content)`` instead of the folder's pages
     :param script: body of an async function; what it returns is sent back as JSON
     :param profile: folder for the browser's profile, new
     :param timeout: seconds until the browser is given up
@@ -89,7 +105,9 @@ def drive(folder: Path, script: str, profile: Path, timeout: float = 180.0) -> t
         f"<!doctype html><body><script>(async () => {{ {script} }})().then(found => ({{found}}), "
         f"error => ({{error: String(error.stack || error)}})).then({sending});</script></body>"
     )
-    handler = type("Handler", (_Handler,), {"harness": harness.encode(), "results": results})
+    handler = type(
+        "Handler", (_Handler,), {"harness": harness.encode(), "results": results, "answer": answer and staticmethod(answer)}
+    )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     log = profile.with_name(profile.name + ".log")

@@ -1,19 +1,24 @@
 """Policies that come with the package: what is written is read again, without pickle, and they do what their card says."""
 
+import json
 import zipfile
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import require
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import hipi_sb3
 from hipi_sb3 import HIPISAC
+from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
+from hipi_sb3.shipped.policies import FOLDER, PretrainedPolicy, pretrained_env_ids
 
 require("rl_zoo3")
 
-from zoo import export
+from zoo import enjoy, export
+
+ENV_IDS = pretrained_env_ids()
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +83,41 @@ def test_a_run_is_exported_with_its_command_and_result(main, tmp_path):
     assert policy.card["versions"]["hipi_sb3"] == hipi_sb3.__version__
     with pytest.raises(SystemExit):
         export.main([str(tmp_path)])
+
+
+def test_there_are_policies():
+    assert set(ENV_IDS) >= {"PointFixedGoals-v0", "PointFourRooms-v0"}
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_policy_is_small_and_says_where_it_comes_from(env_id):
+    assert (FOLDER / f"{env_id}.npz").stat().st_size < 300_000
+    card = json.loads((FOLDER / f"{env_id}.json").read_text())
+    assert card["env"] == env_id and card["command"].startswith("python zoo/train.py") and env_id in card["command"]
+    assert card["commit"] and "dirty" not in card["commit"]
+    assert {"result", "versions", "machine", "date"} <= card.keys()
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_policy_does_what_its_card_says(env_id):
+    policy = hipi_sb3.pretrained(env_id)
+    assert isinstance(policy, PretrainedPolicy)
+    env = gym.make(env_id)
+    result = policy.card["result"]
+    # The tasks that train.py evaluates at the end.
+    tasks = evaluation_tasks(env.get_wrapper_attr("task_family"), result["n_tasks"], enjoy.TASK_SEED)
+    evaluation = evaluate_tasks(policy, env, tasks, seed=enjoy.TASK_SEED)
+    assert_allclose(evaluation.success_rate, result["success_rate"], atol=0.02)
+    assert result["success_rate"] > 0.8
+
+
+def test_enjoy_shows_a_policy_without_any_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "tasks.png"
+    enjoy.main(["--pretrained", "--env", "PointFixedGoals-v0", "--tasks", "all", "--no-render", "--plot", str(picture)])
+    out = capsys.readouterr().out
+    assert "trained at" in out and "python zoo/train.py" in out and "mean of 32 tasks" in out
+    assert picture.is_file()
+    with pytest.raises(SystemExit) as exit_info:
+        enjoy.main(["--pretrained", "--env", "PointCorners-v0", "--no-render"])
+    assert exit_info.value.code == 2 and "Unknown pretrained policy" in capsys.readouterr().err

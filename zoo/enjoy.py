@@ -2,6 +2,7 @@
 Look at a trained policy: run it on tasks, print what came out, draw it.
 
     python zoo/enjoy.py --pretrained --env PointFourRooms-v0 --tasks grid --plot
+    python zoo/enjoy.py --pretrained --env PointFourRooms-v0 --interactive
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --plot
     python zoo/enjoy.py --algo hipi_sac --env PointFourRooms-v0 --task 25 30 --task 5 25 --no-render
     python zoo/enjoy.py --algo hipi_sac --env HalfCheetahVelocity-v0 --tasks grid --record run.mp4
@@ -11,9 +12,11 @@ The run is found as rl_zoo3's enjoy.py finds it: the latest of the log folder, u
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
+from zoo.interactive import Stage, make_server
 from zoo.search import TASK_SEED
 
 
@@ -68,7 +72,7 @@ def enjoy(args: argparse.Namespace) -> None:
         check_name("environment", args.env, gym.registry)
         set_random_seed(args.seed)
         model_path, run_folder = ("", "") if args.pretrained else find_run(args)
-        render = not args.no_render and args.record is None and has_display()
+        render = not (args.no_render or args.interactive) and args.record is None and has_display()
         env = make_env(args, run_folder, render)
         if not env.has_attr("task_family"):
             raise ConfigurationError(f"{args.env} has no task family; look at its policy with rl_zoo3's enjoy.py.")
@@ -79,6 +83,11 @@ def enjoy(args: argparse.Namespace) -> None:
             env = recorder = VideoRecorder(env, args.record, args.fps)
     with configuration_errors(args.verbose):
         model = load_pretrained(args) if args.pretrained else load_model(args, model_path)
+    if args.interactive:
+        with configuration_errors(args.verbose):
+            stage = Stage(model, env, f"{'Pretrained' if args.pretrained else args.algo} on {args.env}")
+        serve(stage, args.port)
+        return
     evaluation = evaluate_tasks(
         model,
         env,
@@ -141,6 +150,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot", nargs="?", const="", metavar="PNG", help="draw the trajectories (default: enjoy.png in the run)"
     )
+    parser.add_argument("--interactive", action="store_true", help="set tasks on a page in the browser, and watch")
+    parser.add_argument("--port", type=int, default=0, help="port of that page on this machine (default: any that is free)")
     parser.add_argument("--no-render", action="store_true", help="do not open a window")
     parser.add_argument("--n-envs", type=int, default=1, help="environments side by side (default: 1)")
     parser.add_argument("--stochastic", action="store_true", help="sample the actions")
@@ -221,7 +232,7 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
         # Written by train.py, with Python's own types in it.
         env_kwargs.update(yaml.load(args_path.read_text(), Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
     env_kwargs.update(args.env_kwargs or {})
-    if args.record is not None:
+    if args.record is not None or args.interactive:
         env_kwargs["render_mode"] = "rgb_array"
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
@@ -358,6 +369,22 @@ class VideoRecorder(VecEnvWrapper):
         if self.path.suffix == ".mp4":
             options["macro_block_size"] = 2
         imageio.mimwrite(self.path, self.frames, **options)  # type: ignore[arg-type]
+
+
+def serve(stage: Stage, port: int) -> None:
+    """
+    Show a policy on a page until Ctrl-C.
+
+    :param stage: what is shown
+    :param port: port on this machine, any that is free if 0
+    """
+    server = make_server(stage, port)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    print(f"{stage.title}: {address} (Ctrl-C ends it)", flush=True)
+    if has_display():
+        webbrowser.open(address)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
 
 
 def has_display() -> bool:

@@ -42,9 +42,13 @@ def compared(tmp_path_factory):
     return folder, exit_info.value.code
 
 
-def run_benchmark(folder, methods, *arguments):
+def benchmark_arguments(folder, methods, *arguments):
     few = ["--seeds", "1", "-n", "120", "--eval-freq", "60", "--eval-tasks", "3", "--folder", str(folder)]
-    benchmark.main(["--suite", "point", "--methods", methods, *few, *arguments])
+    return ["--suite", "point", "--methods", methods, *few, *arguments]
+
+
+def run_benchmark(folder, methods, *arguments):
+    benchmark.main(benchmark_arguments(folder, methods, *arguments))
 
 
 def test_a_broken_cell_does_not_stop_the_others(compared):
@@ -101,7 +105,11 @@ def test_cells_of_another_benchmark_are_not_taken_for_finished(compared, capsys)
 
 def test_the_same_cells_run_on_ray(tmp_path, compared):
     require("ray")
-    run_benchmark(tmp_path, "none", "--engine", "ray", "--jobs", "2")
+    # As a command, not in this process: what the main module has cannot be sent to Ray's workers.
+    command = [sys.executable, str(ROOT / "zoo" / "benchmark.py")]
+    command += benchmark_arguments(tmp_path, "none", "--engine", "ray", "--jobs", "2")
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     columns = ["method", "env", "seed", "timesteps", "mean_return", "success"]
     here, there = (pd.read_csv(folder / "evaluations.csv")[columns] for folder in (compared[0], tmp_path))
     pd.testing.assert_frame_equal(here[here["method"] == "none"].reset_index(drop=True), there)
