@@ -1,9 +1,10 @@
 """Does HIPI learn in fewer steps? The paper's eight tasks and five of Generalized Hindsight's, with it and without.
 
-    python benchmarks/paper_suite.py --jobs 2      # some 16 CPU hours for five seeds; killed, it goes on where it was
+    python benchmarks/paper_suite.py --jobs 2      # some 14 CPU hours for five seeds; killed, it goes on where it was
     python benchmarks/paper_suite.py --seeds 2     # the first two seeds of every task and method
     python benchmarks/paper_suite.py --show        # the committed results as Markdown, and the figure
 
+Cells that ``benchmarks/results/paper_suite.csv`` has are not run again: delete it where the defaults have changed.
 Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks. Options
 were chosen on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where
 there are goals, random labels elsewhere), the same with windows of five steps, and HIPI by its defaults.
@@ -66,15 +67,20 @@ def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
 
 
 def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | None) -> None:
-    """Run what is missing, and write the evaluations of what is there."""
+    """Run what neither the results nor the folder has, and write the evaluations of what is there."""
     args = benchmark.make_parser().parse_args(
         ["-n", str(N_TIMESTEPS), "--eval-freq", str(EVAL_FREQ), "--jobs", str(jobs), "--folder", str(folder)]
     )
-    broken = []
+    results, broken = RESULTS / "paper_suite.csv", []
+    before = pd.read_csv(results) if results.is_file() else pd.DataFrame(columns=["method", "env", "seed"])
+    finished = set(before[["method", "env", "seed"]].itertuples(index=False, name=None))
     for some in (METHODS, MORE_METHODS) if methods is None else (methods,):
-        broken += benchmark.run_cells(make_cells(seeds, some), folder, args)
-    frame = benchmark.gather(make_cells(seeds, (*METHODS, *MORE_METHODS)), folder).drop(columns="wall_seconds")
-    write_atomically(RESULTS / "paper_suite.csv", frame.round(4).to_csv(index=False))
+        missing = [cell for cell in make_cells(seeds, some) if (cell.method, cell.env, cell.seed) not in finished]
+        broken += benchmark.run_cells(missing, folder, args)
+        if any((folder / cell.name / "cell.json").is_file() for cell in missing):
+            new = benchmark.gather(missing, folder).drop(columns="wall_seconds").round(4)
+            before = pd.concat([before, new], ignore_index=True)
+            write_atomically(results, before.to_csv(index=False))
     for cell, reason in broken:
         print(f"broken: {cell.name}: {reason}", file=sys.stderr)
 
