@@ -16,7 +16,6 @@ import contextlib
 import importlib
 import os
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -379,10 +378,7 @@ def serve(stage: Stage, port: int) -> None:
     :param port: port on this machine, any that is free if 0
     """
     server = make_server(stage, port)
-    address = f"http://127.0.0.1:{server.server_port}/"
-    print(f"{stage.title}: {address} (Ctrl-C ends it)", flush=True)
-    if has_display():
-        webbrowser.open(address)
+    print(f"{stage.title}: open http://127.0.0.1:{server.server_port}/ in a browser. Ctrl-C ends it.", flush=True)
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()
 

@@ -50,7 +50,8 @@ class Stage:
         """
         Say what can be set.
 
-        :return: number of tasks of a finite family or None, bounds of the others, and whether a click sets the task
+        :return: number of tasks of a finite family or None, bounds of the others, the task to begin with, and whether a click
+            sets the task
         """
         space, tasks = self.family.task_space, self.family.tasks
         return {
@@ -58,6 +59,8 @@ class Stage:
             "n_tasks": None if tasks is None else len(tasks),
             "low": space.low.tolist(),
             "high": space.high.tolist(),
+            # The middle of the space may be inside a wall; what the prior draws is not.
+            "first": self.family.sample(np.random.default_rng(0), 1)[0].tolist(),
             "click": self._goals() is not None or self._is_map(),
         }
 

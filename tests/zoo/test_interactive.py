@@ -58,6 +58,8 @@ def test_a_finite_family_is_a_number_and_a_click_the_nearest_goal():
 
 def test_a_click_into_the_maze_is_a_goal():
     stage = stage_of("PointFourRooms-v0")
+    first = np.array(stage.describe()["first"])
+    assert np.isfinite(stage.family.log_prior(first)) and post(stage, {"task": first.tolist()})[0] == 200
     height, width = stage.env.unwrapped.walls.shape
     assert_allclose(stage.task_of({"click": [0.25, 0.5]}), [0.5 * height, 0.25 * width])
     assert_allclose(stage.task_of({"task": [2.0, 3.0]}), [2.0, 3.0])
