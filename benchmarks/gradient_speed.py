@@ -124,6 +124,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
         "sac_hipi, future": ("sac_hipi", {"strategy": "future", **half}),
         "sac_hipi, 32": ("sac_hipi", {"n_candidate_tasks": 32, **half}),
         "hipisac, no relabeling": ("hipisac", {"strategy": "none"}),
+        "hipisac, the defaults": ("hipisac", {}),
         "hipisac, 32": ("hipisac", {"n_candidate_tasks": 32, **half}),
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
         "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
@@ -138,7 +139,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
     kinds["her"] = ("her", {})
-    fetch_kinds = ["sac", "her", "sac_hipi, 32", "hipisac, 32", "hipisac, 256", *recorded]
+    fetch_kinds = ["sac", "her", "sac_hipi, 32", "hipisac, the defaults", "hipisac, 32", "hipisac, 256", *recorded]
     fetch = {
         name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, device, **kinds[name][1]) for name in fetch_kinds
     }

@@ -92,7 +92,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         log_partition: str | LogPartition | None = None,
         temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
-        n_candidate_tasks: int = 128,
+        n_candidate_tasks: int = 64,
         relabel_prob: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
