@@ -31,7 +31,7 @@ KEYS = {
 }
 
 #: Tables of learning, and what needs more than this checkout: SBX, another checkout, Ray.
-LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env"]
+LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env", "gpu_limit", "paper_suite"]
 
 
 # Importing takes longer than tiny sizes do, so these run in this process; footprint and scaling start others.
@@ -102,3 +102,41 @@ def test_the_table_of_the_ablation_marks_differences_whose_interval_leaves_out_z
     rows = {line.split("|")[1].strip(): line for line in ablation.markdown(summarize(frame, 0.5)).splitlines()}
     assert "| 0.70 [" in rows["**HIPI** (the defaults)"] and "| 0.65 |" in rows["**HIPI** (the defaults)"]
     assert "**-0.50 [" in rows["no relabeling"] and "| +0.01 [" in rows["score: q"]
+
+
+def test_the_paper_suite_counts_the_steps_that_hipi_needs():
+    from benchmarks import paper_suite
+
+    steps = np.arange(1500, 15001, 1500)
+
+    def rows(method, env, seed, success):
+        metric = {"mean_return": np.nan, "success": success, "wall_seconds": 1.0, "cpu_seconds": 2.0, "commit": "abc"}
+        index = {"method": method, "env": env, "seed": seed, "timesteps": steps}
+        return pd.DataFrame({**index, **metric})
+
+    ramp = np.linspace(0.1, 1.0, 10)
+    slow, fast = 0.5 * ramp, np.minimum(2 * ramp, 1.0)
+    frame = pd.concat(
+        [
+            rows(method, env, seed, success)
+            for env, today in (("SawyerReach-v0", "her_future"), ("ReacherDiscrete-v0", "random"))
+            for seed in (0, 1)
+            for method, success in ((today, slow), (f"{today}_n5", ramp), ("hipi", fast))
+        ]
+    )
+    tasks = paper_suite.compare(frame)
+    sawyer = tasks["SawyerReach-v0"]
+    # The last two evaluations of "today" are 0.45 and 0.5, which "hipi" passes at the third, 0.6: 4500 of 15 000 steps.
+    assert sawyer["methods"]["her_future"]["final"] == pytest.approx(0.475)
+    assert sawyer["share_of_steps"] == {"today": pytest.approx(0.3), "best": pytest.approx(0.5)}
+    assert sawyer["best"] == "her_future_n5" and tasks["ReacherDiscrete-v0"]["best"] == "random_n5"
+    mean, low, high = sawyer["methods"]["her_future"]["hipi_area_minus_this"]
+    assert low == pytest.approx(mean) == high and mean > 0.4  # seeds that are all alike
+    over_all = paper_suite.aggregate(frame)
+    assert over_all["n_tasks"] == over_all["n_seeds"] == 2
+    assert over_all["normalised_area"]["hipi"][0] == pytest.approx(1) and over_all["normalised_area"]["today"][
+        0
+    ] == pytest.approx(0)
+    assert over_all["probability_of_improvement"]["today"][0] == 1
+    table = paper_suite.as_markdown(tasks).splitlines()
+    assert len(table) == 4 and "| 30% | 50% (her_future_n5) |" in table[2]

@@ -398,7 +398,8 @@ def test_hyperparameters_begin_with_the_default_and_name_what_exists(path):
     assert set(entries) - {"default"} <= {*hipi_sb3.envs.registered_env_ids(), *benchmark.KEY_TO_SUITE["goalenv"]}
     # A comment before every entry says where it comes from.
     lines = path.read_text().splitlines()
-    assert all(lines[lines.index(f"{env_id}:") - 1].startswith("#") for env_id in entries)
+    begin = {line.split(":")[0]: number for number, line in enumerate(lines) if line[:1].isalpha()}
+    assert all(lines[begin[env_id] - 1].startswith("#") for env_id in entries)
     known = {"n_timesteps", "n_envs", "normalize", "env_kwargs", "callback", "noise_type", "noise_std"}
     for algorithm_class in ALGOS[path.stem].__mro__[:2]:
         known |= set(inspect.signature(algorithm_class).parameters)
