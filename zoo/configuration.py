@@ -22,6 +22,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from hipi_sb3 import HIPIReplayBuffer
+from hipi_sb3.experience.archives import check_no_link
 from zoo.errors import ConfigurationError
 
 #: Entries of a configuration that may be expressions, as rl_zoo3 has it.
@@ -216,6 +217,20 @@ def _expression_of(value: Any) -> str:
 
 
 # -- what a run folder names ------------------------------------------------------------------------------------------
+
+
+def check_links(run_folder: str | Path) -> None:
+    """
+    Check that there is no symbolic link in a run folder: files are written into it, and would be written elsewhere.
+
+    :param run_folder: the folder
+    :raises ConfigurationError: when there is one
+    """
+    for path in Path(run_folder).rglob("*"):
+        try:
+            check_no_link(path)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
 
 
 def check_modules(names: list[str], run_folder: str | Path) -> None:

@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 from hipi_sb3 import TaskFamily
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
-from zoo.configuration import StoreExpressions, check_classes, read_yaml
+from zoo.configuration import StoreExpressions, check_classes, check_links, read_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
 from zoo.normalization import NORMALIZATION, load_normalization
 from zoo.search import TASK_SEED
@@ -67,6 +67,8 @@ def enjoy(args: argparse.Namespace) -> None:
         check_name("environment", args.env, gym.registry)
         set_random_seed(args.seed)
         model_path, run_folder = find_run(args)
+        if not args.trust:
+            check_links(run_folder)
         render = not args.no_render and args.record is None and has_display()
         env = make_env(args, run_folder, render)
         if not env.has_attr("task_family"):

@@ -33,7 +33,7 @@ from zoo.checkpoints import (
     trim_monitor_files,
 )
 from zoo.cloning import CloningCheckpoints, LauncherBC
-from zoo.configuration import check_classes, check_modules, evaluated, read_yaml, write_yaml
+from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
 from zoo.normalization import PlainVecNormalize, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
@@ -308,12 +308,13 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
-def recorded_arguments(run_folder: str, has_n_timesteps: bool) -> list[str]:
+def recorded_arguments(run_folder: str, has_n_timesteps: bool, trust: bool = False) -> list[str]:
     """
     Read the command line of a run that is to be resumed.
 
     :param run_folder: folder of the run
     :param has_n_timesteps: whether another number of steps is given
+    :param trust: whether the folder may hold symbolic links, and modules to import
     :return: arguments of ``zoo/train.py``, with the seed that was used
     :raises ConfigurationError: when there is no such run, or it is finished
     """
@@ -321,11 +322,14 @@ def recorded_arguments(run_folder: str, has_n_timesteps: bool) -> list[str]:
     if not paths:
         others = [str(path.parent.parent) for path in sorted(Path(run_folder).parent.glob(f"*/*/{RUN_FILE}"))]
         raise ConfigurationError(f"there is no run in {run_folder!r}.{nearest(run_folder, others) if others else ''}")
+    if not trust:
+        check_links(run_folder)
     run = read_yaml(paths[0])
     if "finished" in run and not has_n_timesteps:
         raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
     # Any of them could end as a module to import: rl_zoo3 takes --gym-packages in several spellings.
-    check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)
+    if not trust:
+        check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)
     return [*run["arguments"], "--seed", str(run["seed"])]
 
 

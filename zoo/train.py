@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     trust = args.trust  # what the user says: a run folder cannot ask for it
     if args.resume is not None:
         try:
-            arguments = resumed_arguments(args.resume, arguments)
+            arguments = resumed_arguments(args.resume, arguments, trust)
         except ConfigurationError as error:
             exit_with_error("train.py", error)
         args, rl_zoo3_arguments = parser.parse_known_args(arguments)
@@ -109,16 +109,17 @@ def main(arguments: list[str] | None = None) -> None:
         exit_with_error("train.py", error)
 
 
-def resumed_arguments(run_folder: str, arguments: list[str]) -> list[str]:
+def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> list[str]:
     """
     Put the command line of a resumed run together.
 
     :param run_folder: folder of the run
     :param arguments: command line with ``--resume``; what else is in it goes before what the run was started with
+    :param trust: see :func:`~zoo.experiment.recorded_arguments`
     :return: command line
     """
     has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
-    return [*recorded_arguments(run_folder, has_n_timesteps), *arguments]
+    return [*recorded_arguments(run_folder, has_n_timesteps, trust), *arguments]
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """A run folder from somebody else is data: nothing in it runs."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import require
@@ -16,6 +18,7 @@ import torch as th
 from rl_zoo3.utils import SimpleLinearSchedule
 
 from hipi_sb3 import HIPIReplayBuffer
+from hipi_sb3.experience.files import checksum
 from zoo import enjoy, plugin, train
 from zoo.configuration import evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError
@@ -173,15 +176,70 @@ class Evil:
 
 @pytest.mark.parametrize("call", [resume, look], ids=["resume", "enjoy"])
 def test_a_pickled_normalisation_is_not_read(run_folder, capsys, call):
-    import pickle
-
-    checkpoint = max((run_folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    for folder in (run_folder / ENV_ID, checkpoint / ENV_ID):
+    for folder in (run_folder / ENV_ID, newest(run_folder) / ENV_ID):
         folder.mkdir(exist_ok=True)
         (folder / "vecnormalize.json").unlink(missing_ok=True)
         (folder / "vecnormalize.pkl").write_bytes(pickle.dumps(Evil()))
     error = refused(call, run_folder, capsys)
     assert "vecnormalize.pkl is pickled, and a pickle can run any code" in error and "add --trust" in error
+
+
+def newest(run_folder):
+    return max((run_folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+def sign(checkpoint):
+    """Write the checksums anew, as whoever changed the files would."""
+    sums = {path.relative_to(checkpoint).as_posix(): checksum(path) for path in checkpoint.rglob("*") if path.is_file()}
+    sums.pop("checksums.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+
+
+def test_the_pickled_state_of_an_earlier_version_is_named_with_the_remedy(run_folder, capsys):
+    checkpoint = newest(run_folder)
+    (checkpoint / "state.json").unlink()
+    (checkpoint / "state.pkl").write_bytes(pickle.dumps(Evil()))
+    sign(checkpoint)
+    error = refused(resume, run_folder, capsys)
+    assert "state.pkl is pickled, as earlier versions did" in error and "to begin from the first step" in error
+
+
+@pytest.mark.parametrize("state", [{"dict": [["a", 1]]}, [], {"array": "none"}, {"what": 1, "else": 2}, "x"])
+def test_a_state_that_no_run_has_written_is_named(run_folder, capsys, state):
+    (newest(run_folder) / "state.json").write_text(json.dumps(state))
+    sign(newest(run_folder))
+    assert "state.json is damaged" in refused(resume, run_folder, capsys)
+
+
+def test_an_array_of_objects_in_a_state_is_not_unpickled(run_folder, capsys):
+    np.savez(newest(run_folder) / "state.npz", evil=np.array([Evil()], dtype=object))
+    sign(newest(run_folder))
+    assert "entry 'evil.npy' holds objects" in refused(resume, run_folder, capsys)
+
+
+@pytest.mark.parametrize("name", ["../../../precious.monitor.csv", "precious.txt"])
+def test_a_state_cannot_cut_off_files_outside_of_its_run(run_folder, capsys, name):
+    for folder in (run_folder, run_folder.parents[2]):
+        (folder / Path(name).name).write_text("precious")
+    state = newest(run_folder) / "state.json"
+    values = json.loads(state.read_text())
+    (entry,) = (pair for pair in values["dict"] if pair[0] == "monitor")
+    entry[1]["dict"].append([name, 0])
+    state.write_text(json.dumps(values))
+    sign(newest(run_folder))
+    assert f"names {name!r}, which is no log of its run" in refused(resume, run_folder, capsys)
+    assert (run_folder.parents[2] / Path(name).name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("call", [resume, look], ids=["resume", "enjoy"])
+@pytest.mark.parametrize("name", [f"{ENV_ID}/run.yml.tmp", "0.monitor.csv", "checkpoints/writing-80"])
+def test_nothing_is_written_through_a_symbolic_link(run_folder, capsys, call, name):
+    outside = run_folder.parents[2] / "outside"
+    outside.write_text("precious")
+    (run_folder / name).unlink(missing_ok=True)
+    (run_folder / name).symlink_to(outside)
+    assert f"{name} is a symbolic link" in refused(call, run_folder, capsys)
+    assert outside.read_text() == "precious"
 
 
 # -- reading and evaluating -------------------------------------------------------------------------------------------
