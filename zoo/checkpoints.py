@@ -13,10 +13,10 @@ that was never interrupted, number for number on CPU.
 
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +28,11 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 
-from hipi_sb3.experience.files import checksum, flush
+from hipi_sb3.evaluation import TaskEvaluation
+from hipi_sb3.experience.archives import check_no_link, read_npz
+from hipi_sb3.experience.files import checksum, flush, pack, unpack
+from zoo.errors import ConfigurationError
+from zoo.normalization import statistics_from_json, statistics_to_json
 
 #: Checkpoints that are kept: should the last one be damaged, there is the one before.
 N_KEPT = 2
@@ -36,6 +40,10 @@ N_KEPT = 2
 CHECKSUMS = "checksums.json"
 
 REPLAY_BUFFER = "replay_buffer"
+
+#: Everything else, as plain values, and their arrays.
+STATE = "state.json"
+STATE_ARRAYS = "state.npz"
 
 #: What a callback has counted and found so far, where it has the attribute.
 CALLBACK_STATE = (
@@ -96,7 +104,10 @@ class ResumableCallback(BaseCallback):
             return
         self._state = read_state(self.resumed)
         for name, value in self._state["counters"].items():
-            setattr(self.model, name, value)
+            if name not in COUNTERS:
+                continue
+            before = getattr(self.model, name)
+            setattr(self.model, name, deque(value, before.maxlen) if isinstance(before, deque) else value)
         self.model._num_timesteps_at_start = self.model.num_timesteps
         self._last = self.model.num_timesteps
         self._restore_callbacks(self._state)
@@ -104,7 +115,9 @@ class ResumableCallback(BaseCallback):
     def _restore_callbacks(self, state: dict[str, Any]) -> None:
         """Set back what the other callbacks have counted."""
         for callback, values in zip(self.siblings, state["callbacks"], strict=True):
-            callback.__dict__.update(values)
+            if "evaluations" in values:
+                values = {**values, "evaluations": [TaskEvaluation(**evaluation) for evaluation in values["evaluations"]]}
+            callback.__dict__.update({name: value for name, value in values.items() if name in CALLBACK_STATE})
 
     def _on_step(self) -> bool:
         self._episode_ended |= bool(np.any(self.locals["dones"]))
@@ -130,8 +143,8 @@ class ResumableCallback(BaseCallback):
         model = self.model
         state: dict[str, Any] = {
             "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
-            "random": (random.getstate(), np.random.get_state(), th.get_rng_state()),
-            "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+            "random": (random.getstate(), np.random.get_state(), th.get_rng_state().numpy()),
+            "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
             "callbacks": [{k: v for k, v in vars(c).items() if k in CALLBACK_STATE} for c in self.siblings],
             # Where the log of episodes and that of TensorBoard stand.
             "monitor": {path.name: path.stat().st_size for path in self.folder.parent.glob("*.monitor.csv")},
@@ -139,10 +152,10 @@ class ResumableCallback(BaseCallback):
         }
         normalize = model.get_vec_normalize_env()
         if normalize is not None:
-            state["normalize"] = (getattr(normalize, "obs_rms", None), normalize.ret_rms)
+            state["normalize"] = statistics_to_json(normalize)
         with new_checkpoint(self.folder, model.num_timesteps) as path:
             self._write_model(path)
-            (path / "state.pkl").write_bytes(pickle.dumps(state))
+            write_state(path, state)
         self._last = model.num_timesteps
 
     def _write_model(self, path: Path) -> None:
@@ -156,14 +169,12 @@ class ResumableCallback(BaseCallback):
         """Set back what ``learn`` has changed since the model was loaded."""
         normalize = self.model.get_vec_normalize_env()
         if normalize is not None:
-            obs_rms, normalize.ret_rms = state["normalize"]
-            if obs_rms is not None:
-                normalize.obs_rms = obs_rms
+            statistics_from_json(normalize, state["normalize"])
         random.setstate(state["random"][0])
         np.random.set_state(state["random"][1])
-        th.set_rng_state(state["random"][2])
+        th.set_rng_state(th.from_numpy(state["random"][2]))
         if th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
-            th.cuda.set_rng_state_all(state["cuda"])
+            th.cuda.set_rng_state_all([th.from_numpy(state) for state in state["cuda"]])
 
     def _renew(self) -> None:
         """Start new episodes with a seed that depends on the run's seed and the step alone."""
@@ -279,14 +290,49 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
+def write_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """
+    Write what a checkpoint holds beside the model and its buffer: a JSON file and its arrays.
+
+    :param checkpoint: its folder
+    :param state: state, see :class:`ResumableCallback`
+    """
+    arrays: dict[str, np.ndarray] = {}
+    (checkpoint / STATE).write_text(json.dumps(pack(_plain(state), arrays)) + "\n")
+    np.savez(checkpoint / STATE_ARRAYS, **arrays)  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    """What the counters hold beside numbers and arrays, as lists and dicts."""
+    if isinstance(value, TaskEvaluation):
+        return _plain(vars(value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | deque):
+        return [_plain(item) for item in value]
+    return value
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     Read what a checkpoint holds beside the model and its buffer.
 
     :param checkpoint: its folder
     :return: state, see :class:`ResumableCallback`
+    :raises ConfigurationError: when it is damaged, or pickled by an earlier version
     """
-    return pickle.loads((checkpoint / "state.pkl").read_bytes())
+    if not (checkpoint / STATE).is_file() and (checkpoint / "state.pkl").is_file():
+        raise ConfigurationError(
+            f"{checkpoint / 'state.pkl'} is pickled, as earlier versions did, and a pickle can run any code when it is read: "
+            f"the state of a checkpoint is {STATE} now. Resume the run with the version of hipi_sb3 that began it, or delete "
+            f"{checkpoint.parent} to begin from the first step."
+        )
+    check_no_link(checkpoint / STATE)
+    try:
+        state = unpack(json.loads((checkpoint / STATE).read_text()), read_npz(checkpoint / STATE_ARRAYS))
+        return {**state, "callbacks": list(state["callbacks"]), "counters": dict(state["counters"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigurationError(f"{checkpoint / STATE} is damaged: {error}. Delete {checkpoint}.") from error
 
 
 def trim_monitor_files(folder: Path, sizes: dict[str, int]) -> None:
@@ -299,6 +345,9 @@ def trim_monitor_files(folder: Path, sizes: dict[str, int]) -> None:
     :param sizes: bytes of each file at the checkpoint, by name
     """
     for name, size in sizes.items():
+        if Path(name).name != name or not name.endswith(".monitor.csv"):
+            raise ConfigurationError(f"The checkpoint in {folder} names {name!r}, which is no log of its run.")
+        check_no_link(folder / name)
         os.truncate(folder / name, size)
 
 

@@ -26,20 +26,21 @@ if __name__ == "__main__":
 
 import gymnasium as gym
 import numpy as np
-import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
+from rl_zoo3.utils import ALGOS, create_test_env, get_model_path
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
 from zoo import plugin
+from zoo.configuration import StoreExpressions, check_classes, check_links, read_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
 from zoo.interactive import Stage, make_server
+from zoo.normalization import NORMALIZATION, load_normalization
 from zoo.search import TASK_SEED
 
 
@@ -71,6 +72,8 @@ def enjoy(args: argparse.Namespace) -> None:
         check_name("environment", args.env, gym.registry)
         set_random_seed(args.seed)
         model_path, run_folder = ("", "") if args.pretrained else find_run(args)
+        if run_folder and not args.trust:
+            check_links(run_folder)
         render = not (args.no_render or args.interactive) and args.record is None and has_display()
         env = make_env(args, run_folder, render)
         if not env.has_attr("task_family"):
@@ -140,6 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--tasks",
         help="instead of --task: grid (evenly over the task space, --eval-tasks of them), all (of a finite family), or prior",
     )
+    parser.add_argument("--trust", action="store_true", help="read what is pickled in the run too: it can run any code")
     parser.add_argument("--record", metavar="FILE", help="write a video, .mp4 or .gif; needs no display")
     parser.add_argument("--fps", type=int, default=30, help="frames of the video a second (default: 30)")
     parser.add_argument(
@@ -158,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="PyTorch device (default: %(default)s)")
     parser.add_argument("--verbose", type=int, default=1, help="2: errors with their traceback (default: 1)")
     parser.add_argument("--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import first")
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, key:value")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreExpressions, help="arguments of the environment, key:value")
     return parser
 
 
@@ -223,28 +227,37 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
     :param render: whether to open a window
     :return: environment
     """
-    saved = os.path.join(run_folder, EnvironmentName(args.env))
-    hyperparams, stats_path = get_saved_hyperparams(saved, test_mode=True)
-    env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
-    args_path = Path(saved) / "args.yml"
-    if args_path.is_file():
-        # Written by train.py, with Python's own types in it.
-        env_kwargs.update(yaml.load(args_path.read_text(), Loader=yaml.UnsafeLoader).get("env_kwargs") or {})
+    saved = Path(run_folder) / EnvironmentName(args.env)
+    hyperparams: dict[str, Any] = {}
+    env_kwargs: dict[str, Any] = {}
+    if (saved / "config.yml").is_file():
+        hyperparams = read_yaml(saved / "config.yml")
+        if not args.trust:
+            check_classes(hyperparams, run_folder)
+        env_kwargs = dict(hyperparams.pop("env_kwargs", None) or {})
+    if (saved / "args.yml").is_file():
+        env_kwargs.update(read_yaml(saved / "args.yml").get("env_kwargs") or {})
     env_kwargs.update(args.env_kwargs or {})
     if args.record is not None or args.interactive:
         env_kwargs["render_mode"] = "rgb_array"
         if sys.platform == "linux" and not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
-    return create_test_env(
+    env = create_test_env(
         args.env,
         n_envs=1 if args.record is not None else args.n_envs,
-        stats_path=stats_path,
         seed=args.seed,
         should_render=render,
         hyperparams=hyperparams,
         env_kwargs=env_kwargs,
         vec_env_cls=ExperimentManager.default_vec_env_cls,
     )
+    if hyperparams.get("normalize"):
+        normalized = load_normalization(saved, env, args.trust)
+        if normalized is None:
+            raise ConfigurationError(f"the run normalised its observations, but there is no {saved / NORMALIZATION}.")
+        env, normalized.training, normalized.norm_reward = normalized, False, False
+    n_stack = hyperparams.get("frame_stack", 0)
+    return VecFrameStack(env, n_stack) if n_stack > 0 else env
 
 
 def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray:

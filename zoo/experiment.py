@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 from ast import literal_eval
 from contextlib import nullcontext
 from copy import deepcopy
@@ -32,10 +33,12 @@ from zoo.checkpoints import (
     trim_monitor_files,
 )
 from zoo.cloning import CloningCheckpoints, LauncherBC
+from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
+from zoo.normalization import PlainVecNormalize, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
-from zoo.search import TASK_SEED, SearchManager, evaluated
+from zoo.search import TASK_SEED, SearchManager
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 
@@ -55,6 +58,7 @@ class TaskExperimentManager(SearchManager):
     :param relabel: options of :class:`hipi_sb3.HIPIReplayBuffer` that replace those of the YAML file, one by one
     :param checkpoint_freq: steps between two checkpoints, see :mod:`zoo.checkpoints`; none if not positive
     :param resume: folder of the run to go on with; a new run if None
+    :param trust: whether what is pickled may be read: that of a run to go on with, and of a pretrained agent
     :param draws_picture: whether to draw ``trajectories.png`` at the end, where the environment can
     :param kwargs: as in :class:`~zoo.search.SearchManager`
     """
@@ -65,6 +69,7 @@ class TaskExperimentManager(SearchManager):
         relabel: dict[str, Any] | None = None,
         checkpoint_freq: int = 0,
         resume: str | None = None,
+        trust: bool = False,
         draws_picture: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -77,6 +82,7 @@ class TaskExperimentManager(SearchManager):
         self.checkpoint_freq = checkpoint_freq
         self.checkpoint: Path | None = None
         self.resume = resume
+        self.trust = trust
         if resume is not None:
             self.save_path = resume
             self.params_path = os.path.join(resume, self.env_name)
@@ -118,17 +124,19 @@ class TaskExperimentManager(SearchManager):
         :return: hyperparameters, and those to save in the run folder
         """
         if self.resume is not None:
-            self.saved_hyperparams = dict(_load_yaml(Path(self.params_path) / "config.yml"))
+            self.saved_hyperparams = dict(read_yaml(Path(self.params_path) / "config.yml"))
+            if not self.trust:
+                check_classes(self.saved_hyperparams, self.resume)
             return deepcopy(self.saved_hyperparams), dict(self.saved_hyperparams)
         hyperparams, saved_hyperparams = super().read_hyperparameters()
         changes: dict[str, Any] = {}
-        buffer_kwargs = evaluated(hyperparams.get("replay_buffer_kwargs")) or {}
+        buffer_kwargs = evaluated(hyperparams.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
         if self.retrained_trial is not None:
             changes = self.load_retrained_trial()
             buffer_kwargs = {**buffer_kwargs, **changes.pop("replay_buffer_kwargs", {})}
             given = self.custom_hyperparams or {}  # -params goes before the trial
             changes = {name: value for name, value in changes.items() if name not in given}
-            buffer_kwargs |= evaluated(given.get("replay_buffer_kwargs")) or {}
+            buffer_kwargs |= evaluated(given.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
         if self.relabel and self.algo not in KEY_TO_ALGORITHM:
             # The relabeling buffer has to be asked for where it is not the algorithm's own.
             changes["replay_buffer_class"] = "HIPIReplayBuffer"
@@ -161,6 +169,17 @@ class TaskExperimentManager(SearchManager):
             env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
         return env
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        """Normalise as rl_zoo3 does, with statistics that are saved as plain numbers."""
+        folder = Path(self.trained_agent).parent / self.env_name
+        loaded = load_normalization(folder, env, self.trust) if self.trained_agent else None
+        if loaded is None and not self.normalize:
+            return env
+        normalized = PlainVecNormalize(env, **self.normalize_kwargs) if loaded is None else loaded
+        if eval_env:
+            normalized.training, normalized.norm_reward = False, False
+        return normalized
 
     def create_callbacks(self) -> None:
         """Create rl_zoo3's callbacks, with an evaluation on fixed tasks in the place of ``EvalCallback``."""
@@ -196,14 +215,18 @@ class TaskExperimentManager(SearchManager):
         )
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        """Save the configuration as rl_zoo3 does, with what else explains the run: ``run.yml``."""
+        """Save what rl_zoo3 saves, as plain data, and what else explains the run: ``run.yml``."""
         if self.resume is None:
-            super()._save_config(saved_hyperparams)
+            folder = Path(self.params_path)
+            write_yaml(folder / "config.yml", saved_hyperparams)
+            write_yaml(folder / "args.yml", dict(sorted(vars(self.args).items())))
+            (folder / "command.txt").write_text(" ".join(sys.orig_argv))
+            print(f"Log path: {self.save_path}")
             run: dict[str, Any] = {"command": self.command, "arguments": self.arguments, "seed": self.seed, "resumed": []}
         else:
-            run = _load_yaml(Path(self.params_path) / RUN_FILE)
+            run = read_yaml(Path(self.params_path) / RUN_FILE)
             run["resumed"].append({"date": provenance()["date"], "step": int(self.checkpoint.name) if self.checkpoint else 0})
-        _write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
+        write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         """Load a model as rl_zoo3 does, with its pickled replay buffer if there is one, or with one that is a folder."""
@@ -238,7 +261,7 @@ class TaskExperimentManager(SearchManager):
         if self.task_family is not None:
             self.report(model)
         path = Path(self.params_path) / RUN_FILE
-        _write_yaml(path, {**_load_yaml(path), "finished": model.num_timesteps})
+        write_yaml(path, {**read_yaml(path), "finished": model.num_timesteps})
 
     def report(self, model: BaseAlgorithm) -> None:
         """
@@ -285,12 +308,13 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
-def recorded_arguments(run_folder: str, has_n_timesteps: bool) -> list[str]:
+def recorded_arguments(run_folder: str, has_n_timesteps: bool, trust: bool = False) -> list[str]:
     """
     Read the command line of a run that is to be resumed.
 
     :param run_folder: folder of the run
     :param has_n_timesteps: whether another number of steps is given
+    :param trust: whether the folder may hold symbolic links, and modules to import
     :return: arguments of ``zoo/train.py``, with the seed that was used
     :raises ConfigurationError: when there is no such run, or it is finished
     """
@@ -298,21 +322,15 @@ def recorded_arguments(run_folder: str, has_n_timesteps: bool) -> list[str]:
     if not paths:
         others = [str(path.parent.parent) for path in sorted(Path(run_folder).parent.glob(f"*/*/{RUN_FILE}"))]
         raise ConfigurationError(f"there is no run in {run_folder!r}.{nearest(run_folder, others) if others else ''}")
-    run = _load_yaml(paths[0])
+    if not trust:
+        check_links(run_folder)
+    run = read_yaml(paths[0])
     if "finished" in run and not has_n_timesteps:
         raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
+    # Any of them could end as a module to import: rl_zoo3 takes --gym-packages in several spellings.
+    if not trust:
+        check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)
     return [*run["arguments"], "--seed", str(run["seed"])]
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    """Read a file of a run folder, with Python's own types in it."""
-    return yaml.load(path.read_text(), Loader=yaml.UnsafeLoader)
-
-
-def _write_yaml(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(yaml.safe_dump(values, sort_keys=False))
-    os.replace(temporary, path)
 
 
 # -- what the command line gives --------------------------------------------------------------------------------------

@@ -81,6 +81,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", metavar="RUN_FOLDER", help="go on with a run that was killed; -n may be larger")
     parser.add_argument(
+        "--trust", action="store_true", help="read what is pickled in a run or a pretrained agent too: it can run any code"
+    )
+    parser.add_argument(
         "--search-space", default="default", help="what -optimize samples from: default, or small for trials of minutes"
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Registers HIPI's algorithms with rl_zoo3: classes, search spaces, and the names that its YAML files may use.
+"""Registers HIPI's algorithms with rl_zoo3: classes and search spaces.
 
 To add an algorithm: one line in ``KEY_TO_ALGORITHM``. What a YAML file names by its path has to be in this module or in the
 package, not in ``zoo/train.py``, which Python would import a second time beside ``__main__``.
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-import rl_zoo3.exp_manager
-import rl_zoo3.utils
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -123,10 +121,6 @@ def register() -> None:
         ALGOS[key] = algorithm.algorithm_class
         HYPERPARAMS_SAMPLER[key] = make_sampler(algorithm)  # type: ignore[assignment]
         HYPERPARAMS_CONVERTER[key] = make_converter(algorithm)  # type: ignore[assignment]
-    # Strings of YAML files are evaluated in the one module, those of the command line in the other.
-    for module in (rl_zoo3.exp_manager, rl_zoo3.utils):
-        module.hipi_sb3 = hipi_sb3  # type: ignore[attr-defined]
-        module.HIPIReplayBuffer = hipi_sb3.HIPIReplayBuffer  # type: ignore[attr-defined]
 
 
 def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None, small: bool = False) -> Sampler:

@@ -21,10 +21,10 @@ if __name__ == "__main__":
 
 import matplotlib as mpl
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 from zoo.comparison import ALL, median_steps, summarize, with_interval, write_atomically
+from zoo.configuration import read_yaml
 from zoo.errors import ConfigurationError, configuration_errors, exit_with_error
 from zoo.plots import Looks, all_figures, read_evaluations, read_tasks
 from zoo.provenance import command_line
@@ -160,7 +160,7 @@ def runs_table(folders: Iterable[str]) -> str:
             raise ConfigurationError(f"{folder} is no folder of a finished run: there is no {path.name} in it.")
         run = json.loads(path.read_text())
         about = next(iter(folder.glob("*/run.yml")), None)
-        command = yaml.safe_load(about.read_text())["command"] if about is not None else ""
+        command = read_yaml(about)["command"] if about is not None else ""
         cells = [folder.name, run["algo"], run["env"], str(run["seed"]), str(run["num_timesteps"])]
         for name in ("mean_return", "success_rate"):
             value, interval = run[name], run[f"{name}_interval"]

@@ -20,6 +20,7 @@ from hipi_sb3 import TaskFamily
 from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from hipi_sb3.installed import machine, versions
+from zoo.configuration import EXPRESSIONS, evaluated
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
 from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
 from zoo.provenance import command_line, commit
@@ -93,6 +94,21 @@ class SearchManager(ExperimentManager):
         self.retrained_trial, self.trial_id = self.trial_id, None
         self.task_family: TaskFamily | None = None
         self.saved_hyperparams: dict[str, Any] = {}
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        # What is a string when rl_zoo3 gets it, it runs.
+        for name in EXPRESSIONS:
+            if name in hyperparams:
+                hyperparams[name] = evaluated(hyperparams[name], name)
+        return super()._preprocess_hyperparams(hyperparams)
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        rate = hyperparams.get("learning_rate")
+        if not (isinstance(rate, str) and "(" in rate):
+            return ExperimentManager._preprocess_schedules(hyperparams)
+        others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}
+        return {**ExperimentManager._preprocess_schedules(others), "learning_rate": evaluated(rate, "learning_rate")}
 
     def _tasks(self, seed: int) -> np.ndarray:
         assert self.task_family is not None
@@ -223,7 +239,7 @@ class SearchManager(ExperimentManager):
         """Hyperparameters of a trial, those of the YAML file that were not searched among them."""
         hyperparams = {**self.saved_hyperparams, "n_timesteps": self.n_timesteps}
         searched = HYPERPARAMS_CONVERTER[self.algo](dict(best.params))
-        given = evaluated(hyperparams.get("replay_buffer_kwargs")) or {}
+        given = evaluated(hyperparams.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
         if "replay_buffer_kwargs" in searched:
             searched["replay_buffer_kwargs"] = {**given, **searched["replay_buffer_kwargs"]}
         return {**hyperparams, **searched}
@@ -306,8 +322,3 @@ def write_best(
     comments = "".join(f"# {line}\n" for line in lines)
     temporary.write_text(comments + yaml.safe_dump({env_id: hyperparams}, sort_keys=False))
     os.replace(temporary, path)
-
-
-def evaluated(value: Any) -> Any:
-    """An entry of a YAML file that may be Python code, as rl_zoo3 has it."""
-    return eval(value, vars(rl_zoo3.exp_manager)) if isinstance(value, str) else value

@@ -40,6 +40,7 @@ from rl_zoo3.utils import ALGOS
 from zoo import plugin
 from zoo.checkpoints import RunStopped
 from zoo.cloning import LauncherBC
+from zoo.configuration import StoreExpressions
 from zoo.errors import ConfigurationError, check_name, exit_with_error
 from zoo.experiment import TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
@@ -56,9 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(__doc__)
     args, rl_zoo3_arguments = parser.parse_known_args(arguments)
+    trust = args.trust  # what the user says: a run folder cannot ask for it
     if args.resume is not None:
         try:
-            arguments = resumed_arguments(args.resume, arguments)
+            arguments = resumed_arguments(args.resume, arguments, trust)
         except ConfigurationError as error:
             exit_with_error("train.py", error)
         args, rl_zoo3_arguments = parser.parse_known_args(arguments)
@@ -81,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
             heartbeat=args.heartbeat,
             checkpoint_freq=args.checkpoint_freq,
             resume=args.resume,
+            trust=trust,
             **manager_kwargs,
         )
         managers.append(manager)
@@ -91,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         for_rl_zoo3 = ["--algo", args.algo, "--env", args.env, *DEFAULTS, *rl_zoo3_arguments]
         sys.argv = [sys.argv[0], *for_rl_zoo3]
         rl_zoo3.train.ExperimentManager = make_manager  # type: ignore[misc,assignment]
+        rl_zoo3.train.StoreDict = StoreExpressions  # type: ignore[misc,assignment]
         rl_zoo3.train.train()
     except ConfigurationError as error:
         exit_with_error("train.py", error)
@@ -98,27 +102,24 @@ def main(arguments: list[str] | None = None) -> None:
         folder = managers[0].save_path
         print(f"\nStopped by {stopped}. To go on: {command_line('train.py', ['--resume', folder])}", flush=True)
         sys.exit(128 + stopped.signal_number)
-    except (SyntaxError, NameError, ValueError, AssertionError, ImportError) as error:
+    except (ValueError, AssertionError, ImportError) as error:
         # Before there is a manager, rl_zoo3 does nothing but read the command line.
         if managers:
             raise
-        if isinstance(error, SyntaxError | NameError):
-            exit_with_error(
-                "train.py", ConfigurationError(f"{error}. Write options as key:value, such as learning_rate:0.001.")
-            )
         exit_with_error("train.py", error)
 
 
-def resumed_arguments(run_folder: str, arguments: list[str]) -> list[str]:
+def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> list[str]:
     """
     Put the command line of a resumed run together.
 
     :param run_folder: folder of the run
     :param arguments: command line with ``--resume``; what else is in it goes before what the run was started with
+    :param trust: see :func:`~zoo.experiment.recorded_arguments`
     :return: command line
     """
     has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
-    return [*recorded_arguments(run_folder, has_n_timesteps), *arguments]
+    return [*recorded_arguments(run_folder, has_n_timesteps, trust), *arguments]
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:

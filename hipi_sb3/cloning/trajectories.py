@@ -19,6 +19,7 @@ from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.arrays import allocate, without_task
 from hipi_sb3.cloning.logged import read_logged
 from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
+from hipi_sb3.experience.archives import read_npy, read_npz
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.tasks.family import TaskFamily
@@ -313,16 +314,15 @@ class TrajectoryDataset:
         :param observation_space: space of the observations; what :meth:`save` wrote if None
         :param action_space: space of the actions; what :meth:`save` wrote if None
         :return: data set
-        :raises ValueError: when an array or a space is missing
+        :raises ValueError: when an array or a space is missing, or a file holds anything but plain arrays
         """
         path = Path(path)
         arrays: dict[str, Any] = {}
         if path.is_dir():
-            arrays = {file.stem: np.load(file, mmap_mode="r") for file in path.glob("*.npy")}
+            arrays = {file.stem: read_npy(file, "r") for file in path.glob("*.npy")}
             text = (path / _SPACES_FILE).read_text() if (path / _SPACES_FILE).is_file() else None
         else:
-            with np.load(path) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_npz(path)
             text = str(arrays.pop("spaces")) if "spaces" in arrays else None
         stored = {} if text is None else {name: space_from_json(entry) for name, entry in json.loads(text).items()}
         observation_space = observation_space or stored.get("observation")

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.experience.archives import check_no_link, read_npy
+
 HEADER = "buffer.json"
 FORMAT = "hipi_sb3.HIPIReplayBuffer"
 #: Raised whenever older readers would misread what is written.
@@ -40,7 +42,7 @@ def write_state(path: str | Path, state: dict[str, Any]) -> None:
     if path.exists() and not (path.is_dir() and all(_is_ours(entry) for entry in path.iterdir())):
         raise FileExistsError(f"{path} exists and is not the folder of a replay buffer. Choose another path, or remove it.")
     arrays: dict[str, np.ndarray] = {}
-    packed = _pack(state, arrays, "")
+    packed = pack(state, arrays)
     path.mkdir(parents=True, exist_ok=True)
     numbers = [int(entry.name.partition("-")[2]) for entry in path.glob("arrays-*")]
     folder = path / f"arrays-{max(numbers, default=0) + 1}"
@@ -74,6 +76,7 @@ def read_state(path: str | Path, mmap: bool = False) -> Any:
     :raises ValueError: when a file is damaged, or of another version
     """
     path = Path(path)
+    check_no_link(path / HEADER)
     try:
         header = json.loads((path / HEADER).read_text())
         expected = header.pop("sha256")
@@ -92,10 +95,15 @@ def read_state(path: str | Path, mmap: bool = False) -> Any:
             f"{path / HEADER} has format version {header['version']}, but this hipi_sb3 reads version {VERSION}. "
             "Load it with the hipi_sb3 that wrote it."
         )
+    # Anybody can write a checksum: what is named is read from this folder and nowhere else.
+    strange = [name for name in (header["folder"], *header["arrays"]) if re.fullmatch(r"[\w-][\w.-]*", name) is None]
+    if strange:
+        raise ValueError(f"{path / HEADER} names {strange[0]!r}, which is no file of this folder: it is not read. {_REMEDY}")
+    check_no_link(path / header["folder"])
     arrays = {
         name: _read_array(path / header["folder"] / f"{name}.npy", entry, mmap) for name, entry in header["arrays"].items()
     }
-    return _unpack(header["state"], arrays)
+    return unpack(header["state"], arrays)
 
 
 def checksum(path: Path) -> str:
@@ -163,15 +171,23 @@ def _read_array(file: Path, entry: dict[str, Any], mmap: bool) -> np.ndarray:
         raise FileNotFoundError(f"{file} is missing, but {HEADER} names it. {_REMEDY}")
     if checksum(file) != entry["sha256"]:
         raise ValueError(f"{file} is damaged: its SHA-256 has to be the one in {HEADER}. {_REMEDY}")
-    return np.load(file, mmap_mode="c" if mmap and file.stat().st_size >= _MIN_MAPPED_BYTES else None)
+    return read_npy(file, "c" if mmap and file.stat().st_size >= _MIN_MAPPED_BYTES else None)
 
 
 def _text_checksum(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
-def _pack(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
-    """Plain values, with the names of the arrays that they hold."""
+def pack(value: Any, arrays: dict[str, np.ndarray], name: str = "") -> Any:
+    """
+    Turn a tree of values into plain ones for JSON.
+
+    :param value: dicts, lists and tuples of arrays, numbers, strings, booleans and None
+    :param arrays: gets the arrays that it holds, by the name of their file
+    :param name: what to call it in an error, and its arrays
+    :return: plain values, in which an array is named by its file
+    :raises TypeError: when there is something else in it
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -183,22 +199,30 @@ def _pack(value: Any, arrays: dict[str, np.ndarray], name: str) -> Any:
         arrays[file] = value
         return {"array": file}
     if isinstance(value, list | tuple):
-        items = [_pack(item, arrays, f"{name}.{i}") for i, item in enumerate(value)]
+        items = [pack(item, arrays, f"{name}.{i}") for i, item in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if isinstance(value, dict):
         # As pairs: JSON would turn keys that are numbers into strings.
-        return {"dict": [[key, _pack(item, arrays, f"{name}.{key}".lstrip("."))] for key, item in value.items()]}
+        return {"dict": [[key, pack(item, arrays, f"{name}.{key}".lstrip("."))] for key, item in value.items()]}
     raise TypeError(f"{name} is {type(value).__name__}, which is neither an array nor a plain value, so it cannot be saved.")
 
 
-def _unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """What :func:`_pack` was given."""
+def unpack(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """
+    Make the tree of values of :func:`pack`.
+
+    :param value: what it returned
+    :param arrays: its arrays
+    :return: the tree
+    :raises ValueError: when it is nothing that it could have returned
+    :raises KeyError: when an array is missing
+    """
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind in ("array", "tensor"):  # the second is an older form of the first
         return arrays[content]
     if kind == "dict":
-        return {key: _unpack(item, arrays) for key, item in content}
-    items = [_unpack(item, arrays) for item in content]
+        return {key: unpack(item, arrays) for key, item in content}
+    items = [unpack(item, arrays) for item in content]
     return tuple(items) if kind == "tuple" else items

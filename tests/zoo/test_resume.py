@@ -350,7 +350,7 @@ def test_a_run_folder_explains_itself(uninterrupted):
     assert "cores" in run["machine"] and "commit" in run
     assert {path.name for path in (uninterrupted / "SlowWalk-v0").iterdir()} >= {"config.yml", "args.yml", "command.txt"}
     sums = json.loads((checkpoints(uninterrupted / "checkpoints")[-1] / "checksums.json").read_text())
-    assert {name.partition("/")[0] for name in sums} == {"model.zip", "replay_buffer", "state.pkl"}
+    assert {name.partition("/")[0] for name in sums} == {"model.zip", "replay_buffer", "state.json", "state.npz"}
     assert "replay_buffer/buffer.json" in sums
 
 
