@@ -24,6 +24,7 @@ from stable_baselines3.sac.policies import Actor
 from hipi_sb3 import HIPISAC
 from hipi_sb3.shipped.policies import FOLDER, KEY_TO_ACTIVATION, PretrainedPolicy
 from zoo.errors import ConfigurationError, exit_with_error
+from zoo.normalization import NORMALIZATION, PICKLED
 
 #: Bytes of the parameters, at most.
 MAX_BYTES = 300_000
@@ -62,7 +63,7 @@ def export(run: Path, out: Path) -> Path:
         raise ConfigurationError(f"{run} is no folder of a finished run: there is no {evaluation.name} in it.")
     result = json.loads(evaluation.read_text())
     env_id = result["env"]
-    if (run / env_id / "vecnormalize.pkl").exists():
+    if any((run / env_id / name).exists() for name in (NORMALIZATION, PICKLED)):
         raise ConfigurationError(
             f"{run}: the observations were normalised, and their statistics would be missing. Train without normalize."
         )

@@ -288,7 +288,10 @@ def draw_efficiency(axes: Axes, curves: dict[str, pd.DataFrame], label: str, loo
         axes.plot(x[reached], ratio[reached], **{**look, "linestyle": "none"})
         axes.plot(x[~reached], ratio[~reached], **{**look, "linestyle": "none", "markerfacecolor": "white"})
     axes.axhline(1.0, color="#555555", linewidth=0.8)
-    axes.set(xlabel=f"mean {label} to reach (hollow: the other never does)", ylabel=f"steps of {ours} / steps of the other")
+    axes.set(
+        xlabel=f"{label} to reach, mean over seeds (hollow: the other never does)",
+        ylabel=f"steps of {ours} / steps of the other",
+    )
     axes.set_ylim(0, None)
     looks.legend(axes, [method for method in curves if method != ours])
 
