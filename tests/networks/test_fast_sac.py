@@ -375,7 +375,9 @@ OBSERVATIONS = {
 
 
 @pytest.mark.parametrize("observation_space", OBSERVATIONS.values(), ids=OBSERVATIONS)
-@pytest.mark.parametrize("action_space", [box(3), box(2, 2), box(1), box(3, 1, 2), box(1, 1)], ids=lambda space: str(space.shape))
+@pytest.mark.parametrize(
+    "action_space", [box(3), box(2, 2), box(1), box(3, 1, 2), box(1, 1)], ids=lambda space: str(space.shape)
+)
 def test_spaces_of_any_number_of_axes_are_those_of_sac(observation_space: spaces.Space, action_space: spaces.Box) -> None:
     policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     models = []
