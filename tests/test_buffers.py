@@ -615,7 +615,7 @@ def test_wide_observations_are_stored_as_the_networks_read_them() -> None:
         ({"candidates": "all"}, r"candidates='all' needs a finite family"),
         ({"candidates": {"batch": 0.5}}, r"must sum to 1"),
         ({"n_candidate_tasks": 0}, r"n_candidate_tasks must be at least 1"),
-        ({"temperature": "hot"}, r"a number >= 0, 'auto' or 'ess:n'"),
+        ({"temperature": "hot"}, r"a number >= 0, 'auto', 'spread:x'"),
         ({"temperature": -1.0}, r"must not be negative"),
         ({"relabel_prob": 1.5}, r"share of rows that are relabeled, not 1.5"),
         ({"relabel_prob": -0.1}, r"share of rows that are relabeled, not -0.1"),

@@ -17,6 +17,7 @@ import torch as th
 from gymnasium import spaces
 from scipy.special import logsumexp
 
+from hipi_sb3.given import as_scores, of_tasks
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.task_set import TaskSet
 
@@ -74,7 +75,7 @@ class NoLogPartition(LogPartition):
     needs_shared_candidates = False
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-        return np.zeros(scores.shape[-1])
+        return np.zeros(np.shape(scores)[-1])
 
 
 class MeanLogPartition(LogPartition):
@@ -83,6 +84,7 @@ class MeanLogPartition(LogPartition):
     """
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+        scores = as_scores(scores)
         possible = np.isfinite(scores)
         # Mean over the rows (axis 0) for which the task is possible at all.
         return np.sum(np.where(possible, scores, 0.0), axis=0) / np.maximum(possible.sum(axis=0), 1)
@@ -94,7 +96,7 @@ class BatchLogPartition(LogPartition):
     """
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-        log_z = log_mean_exp(scores)
+        log_z = log_mean_exp(as_scores(scores))
         # A task that is impossible for every row has log Z = -inf; it is excluded by its scores, not by its price.
         return np.where(np.isneginf(log_z), 0.0, log_z)
 
@@ -116,6 +118,8 @@ class SinkhornLogPartition(LogPartition):
         self._has_warned = False
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+        scores = as_scores(scores)
+        log_weights = of_tasks("log_weights", log_weights, scores)
         price = BatchLogPartition()(tasks, scores, log_weights)
         possible = scores[~np.isneginf(scores).all(axis=1)]  # rows with any task at all
         supplied = ~np.isneginf(possible).all(axis=0)  # tasks with any row at all
