@@ -121,17 +121,15 @@ class SinkhornLogPartition(LogPartition):
         scores = as_scores(scores)
         log_weights = of_tasks("log_weights", log_weights, scores)
         price = BatchLogPartition()(tasks, scores, log_weights)
-        possible = scores[~np.isneginf(scores).all(axis=1)]  # rows with any task at all
-        supplied = ~np.isneginf(possible).all(axis=0)  # tasks with any row at all
-        if len(possible) == 0:
+        log_joint = scores - price + log_weights
+        is_possible = ~np.isneginf(log_joint)
+        supplied = is_possible.any(axis=0)  # tasks with any row at all
+        if not supplied.any():
             return price
-        log_prior = log_weights - logsumexp(log_weights[supplied])
-        log_joint = possible - price + log_prior
-        # Rows scaled by their largest entry: what underflows then has no share in any label.
-        joint = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
-        prior = np.exp(log_prior[supplied])
-        joint = joint[:, supplied]
-        scale = np.ones(len(prior))  # exp(-change of the price)
+        log_joint = log_joint[is_possible.any(axis=1)][:, supplied]  # rows with any task at all
+        log_prior = np.broadcast_to(log_weights, price.shape)[supplied]
+        prior = np.maximum(np.exp(log_prior - logsumexp(log_prior)), 1e-300)
+        joint, scale = _scaled_rows(log_joint), np.ones(len(prior))  # scale: exp(-change of the price)
         error = np.inf
         for _ in range(self.max_rounds):
             rows = 1.0 / (joint @ scale)  # the posterior's normaliser of each transition
@@ -141,6 +139,12 @@ class SinkhornLogPartition(LogPartition):
                 break
             scale *= prior / np.maximum(marginal, 1e-12)
             scale /= scale.max()
+            if scale.min() < 1e-100:
+                # On the way out of what a float holds: what has changed so far goes into the price, and it begins anew.
+                change = np.log(scale)
+                price[supplied] -= change
+                log_joint += change
+                joint, scale = _scaled_rows(log_joint), np.ones(len(prior))
         else:
             if not self._has_warned:
                 self._has_warned = True
@@ -149,8 +153,13 @@ class SinkhornLogPartition(LogPartition):
                     "Raise the temperature or max_rounds, or use log_partition='batch'.",
                     stacklevel=2,
                 )
-        price[supplied] -= np.log(np.maximum(scale, 1e-300))
+        price[supplied] -= np.log(scale)
         return price
+
+
+def _scaled_rows(log_joint: np.ndarray) -> np.ndarray:
+    """Rows scaled by their largest entry: what underflows then has no share in any label."""
+    return np.exp(log_joint - log_joint.max(axis=1, keepdims=True))  # over tasks
 
 
 class RunningLogPartition(LogPartition):

@@ -175,13 +175,14 @@ class TaskInference:
         :param log_partition: log Z, (n_tasks,) or (batch_size, n_tasks)
         :return: posterior, log Z and T
         """
-        scaled = numbers("scores", scores, "batch_size", "n_tasks") / np.maximum(temperature, MIN_TEMPERATURE)
+        divisor = np.maximum(temperature, MIN_TEMPERATURE)
+        scaled = numbers("scores", scores, "batch_size", "n_tasks") / divisor
         if self.target_tasks is None:
             return Inference(task_posterior(scaled, log_partition, log_weights), log_partition, temperature)
         # T log Z is a price in units of the score. With it fixed, each row takes the T that it needs.
         priced = scaled - log_partition
         ratio = row_temperatures(priced, log_weights, self.target_tasks)
-        return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, temperature * ratio)
+        return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, divisor * ratio)
 
 
 def centered_scores(scores: np.ndarray, by_column: bool) -> np.ndarray:
@@ -233,10 +234,14 @@ def row_temperatures(log_odds: np.ndarray, log_weights: np.ndarray, target_tasks
     :param log_odds: priced scores, (batch_size, n_tasks)
     :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
     :param target_tasks: effective number of tasks
-    :return: T, (batch_size, 1); an end of the searched range where no temperature reaches the target
+    :return: T, (batch_size, 1); within a factor of 1000 of the spread of the row's possible tasks
     """
     finite = np.isfinite(log_odds)
-    spread = np.std(np.where(finite, log_odds, 0.0), axis=1, keepdims=True)
+    # An impossible task has no part in it, nor has an offset of all that are possible.
+    n_possible = np.maximum(finite.sum(axis=1, keepdims=True), 1)  # over tasks
+    mean = np.sum(np.where(finite, log_odds, 0.0), axis=1, keepdims=True) / n_possible
+    squares = np.sum(np.where(finite, log_odds - mean, 0.0) ** 2, axis=1, keepdims=True)
+    spread = np.sqrt(squares / n_possible)
 
     def effective(temperature: np.ndarray) -> np.ndarray:
         return effective_tasks(task_posterior(log_odds / temperature, 0.0, log_weights))[:, None]
