@@ -25,8 +25,8 @@ from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
-from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.steps import causes_of_end, check_reward, check_room, check_same_tasks, read_features
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
+from hipi_sb3.tasks.steps import causes_of_end, check_reward, check_room, check_same_tasks, read_actions, read_features
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -234,6 +234,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self._env_ref = weakref.ref(env)
 
     def _set_family(self, family: TaskFamily) -> None:
+        check_is_family("HIPIReplayBuffer", family)
         family.check()
         check_room(self.observation_space, family)
         self.relabeler.setup(family)
@@ -269,7 +270,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             self.relabeler.pool.forget(self.pos)
         by_task = family.terminated(features, tasks)
         timeouts, env_terminated = causes_of_end(done, by_task, infos, self.handle_timeout_termination)
-        actions = action.reshape((self.n_envs, self.action_dim))
+        actions = read_actions(action, (self.n_envs, self.action_dim))
         self.experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
         self.pos, self.full = self.experience.pos, self.experience.full
 

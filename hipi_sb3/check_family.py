@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
@@ -30,6 +30,10 @@ def check_family(
     :param seed: seed of everything that is drawn
     :return: what is wrong, one sentence or two each; empty if nothing is
     """
+    try:
+        check_is_family("check_family", family)
+    except TypeError as error:
+        return [str(error)]
     problems = _check_pickle(family)
     problems += _check_prior(family, seed)
     if problems:

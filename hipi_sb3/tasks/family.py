@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.given import as_tasks, numbers
 from hipi_sb3.tasks.task_set import TaskSet
 
 #: ``features(env, obs, action, next_obs, reward, info) -> (feature_dim,)``, what :meth:`TaskFamily.features` computes.
@@ -63,6 +64,8 @@ class TaskFamily(ABC):
         self.feature_dim = int(feature_dim)
         self.tasks: np.ndarray | None = None
         if tasks is not None:
+            # Of many one-hot tasks the array is a view, which must not be copied.
+            tasks = tasks if isinstance(tasks, np.ndarray) else numbers("tasks", tasks)
             self.tasks = np.asarray(tasks, dtype=np.float32)
             if self.tasks.ndim != 2 or self.tasks.shape[1] != self.task_dim or len(self.tasks) == 0:
                 raise ValueError(f"{name}: tasks must have shape (n_tasks, {self.task_dim}), not {self.tasks.shape}.")
@@ -124,8 +127,9 @@ class TaskFamily(ABC):
 
         :param tasks: tasks, (..., task_dim)
         :return: log p(psi), (...,); -inf outside the finite set or ``prior_space``
+        :raises ValueError: when they are no numbers, or their last axis is not that of a task
         """
-        tasks = np.asarray(tasks)
+        tasks = as_tasks(tasks, self.task_dim)
         if self.tasks is not None:
             return self._task_set.values(tasks, np.full(len(self.tasks), -np.log(len(self.tasks))))
         low, high = self.prior_space.low, self.prior_space.high
@@ -219,9 +223,10 @@ class TaskFamily(ABC):
 
         :param task: task, (task_dim,)
         :return: the task in float32, (task_dim,)
+        :raises TypeError: when it holds no numbers
         :raises ValueError: when its shape is wrong or it lies outside the task space
         """
-        array = np.array(task, dtype=np.float32)  # a copy: what the caller does to it later must not change the task
+        array = numbers("task", task).astype(np.float32)  # a copy: what the caller does to it later must not change the task
         if array.shape != self.task_space.shape:
             raise ValueError(
                 f"{type(self).__name__}: a task has shape {self.task_space.shape}, but {task!r} has shape {array.shape}."
@@ -241,6 +246,20 @@ class TaskFamily(ABC):
             )
         return array
 
+    def check_made(self) -> None:
+        """
+        Check that the constructor of this class has run.
+
+        :raises TypeError: when a subclass's own constructor does not call it
+        """
+        missing = [name for name in ("task_space", "prior_space", "feature_dim", "tasks") if not hasattr(self, name)]
+        if missing:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} has no {', '.join(missing)}: its __init__ does not call that of TaskFamily. Begin it with "
+                "super().__init__(task_space, feature_dim), where task_space is a Box of shape (task_dim,)."
+            )
+
     def check(self) -> None:
         """
         Validate what every consumer relies on: picklable, and rewards that broadcast.
@@ -249,9 +268,10 @@ class TaskFamily(ABC):
         it finds are silent later: (n, 1) against (n,) makes an (n, n) reward, and a family that cannot be pickled kills
         the workers of ``SubprocVecEnv`` without a message.
 
-        :raises TypeError: when the family cannot be pickled
+        :raises TypeError: when the family cannot be pickled, or its constructor skips that of this class
         :raises ValueError: when ``sample``, ``reward`` or ``terminated`` return another shape than they should
         """
+        self.check_made()
         name = type(self).__name__
         try:
             pickle.dumps(self)
@@ -280,8 +300,24 @@ class TaskFamily(ABC):
                     )
 
 
+def check_is_family(owner: str, family: Any) -> None:
+    """
+    Check that something is a family whose constructor has run.
+
+    :param owner: what it was given to, for the error
+    :param family: what was given
+    :raises TypeError: when it is none
+    """
+    if not isinstance(family, TaskFamily):
+        raise TypeError(
+            f"{owner}: family must be a TaskFamily, not {type(family).__name__}: {family!r}. Pass an object of one of the "
+            "families, such as GoalReaching(...), or of a subclass of TaskFamily."
+        )
+    family.check_made()
+
+
 def vector_box(low: Any, high: Any) -> spaces.Box:
-    low, high = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
+    low, high = (numbers(name, bound).astype(np.float32) for name, bound in (("low", low), ("high", high)))
     if low.shape != high.shape or low.ndim != 1 or not np.all(low < high):
         raise ValueError(f"low and high must be vectors of one length with low < high, not {low} and {high}.")
     return spaces.Box(low, high, dtype=np.float32)

@@ -51,6 +51,23 @@ def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]
         ) from error
 
 
+def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
+    """
+    Actions of a step of all environments, as they are stored.
+
+    :param actions: actions, (n_envs, ...)
+    :param shape: (n_envs, action_dim)
+    :return: actions of that shape
+    :raises ValueError: when there are more or fewer numbers, or one is NaN
+    """
+    actions = np.asarray(actions)
+    if actions.size != shape[0] * shape[1]:
+        raise ValueError(f"actions must hold {shape[1]} numbers for each of {shape[0]} environments, not {actions.shape}.")
+    if actions.dtype.kind == "f" and np.isnan(actions).any():
+        raise ValueError(f"An action is NaN: {actions.tolist()}. The policy has diverged: check learning rate and rewards.")
+    return actions.reshape(shape)
+
+
 def causes_of_end(
     done: np.ndarray, by_task: np.ndarray, infos: list[dict[str, Any]], time_limits: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -62,10 +79,14 @@ def causes_of_end(
     :param infos: info of each environment
     :param time_limits: whether time limits count as such, not as terminations
     :return: whether time limits did, and whether the environments themselves did, (n_envs,) each
+    :raises ValueError: when there is not one ``done`` an environment
     """
+    done = np.asarray(done, dtype=bool)
+    if done.shape != (len(infos),):
+        raise ValueError(f"done must say of each environment whether its episode ended, ({len(infos)},), not {done.shape}.")
     timeouts = np.array([time_limits and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
     # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
-    unexplained = np.asarray(done, dtype=bool) & ~timeouts & ~by_task
+    unexplained = done & ~timeouts & ~by_task
     return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
 
 
@@ -100,6 +121,8 @@ def check_reward(family: TaskFamily, features: np.ndarray, tasks: np.ndarray, re
     :raises ValueError: when it is not
     """
     expected = np.asarray(family.reward(features, tasks), dtype=reward.dtype)
+    if expected.shape != reward.shape:
+        raise ValueError(f"reward must hold one number an environment, {expected.shape}, but its shape is {reward.shape}.")
     if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
         env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
         raise ValueError(
