@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch as th
@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
+from hipi_sb3.her_arguments import HerArguments, translate
 from hipi_sb3.owner import check_fits, check_same_family, family_of, owner_of
 from hipi_sb3.relabel.learners import Learner, learner_class
 from hipi_sb3.relabel.log_partition import LogPartition
@@ -55,9 +56,9 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param optimize_memory_usage: not supported
     :param handle_timeout_termination: bootstrap at time limits, as in :class:`ReplayBuffer`
     :param family: the tasks; if None, those of the environment of the algorithm that owns the buffer
-    :param strategy: how labels are chosen, by name or object: ``"none"``, ``"random"``, ``"final"`` and ``"future"`` (HER),
-        ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
-        ``"max_reward"``
+    :param strategy: how labels are chosen, by name or object: ``"hipi"`` (the default, a draw from the posterior), ``"map"``
+        (its mode), ``"none"``, ``"random"``, ``"final"``, ``"future"`` and ``"episode"`` (HER), ``"air"`` and ``"advantage"``
+        (Generalized Hindsight), ``"max_reward"``
     :param score: R_psi of the posterior: ``"td"``, ``"progress"``, ``"q"``, ``"advantage"``, ``"mixed"``, ``"reward"`` or
         ``"paper"``, see :mod:`hipi_sb3.relabel.scores`; None, here and below, is what suits the tasks, see
         :mod:`hipi_sb3.relabel.defaults`
@@ -67,13 +68,14 @@ class HIPIReplayBuffer(ReplayBuffer):
         ``"ess:n"`` (n effective tasks a row), see :class:`~hipi_sb3.relabel.posterior.TaskInference`
     :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
-    :param relabel_prob: probability that a row *is* relabeled
+    :param relabel_prob: probability that a row *is* relabeled, 0.5 by default
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task. The algorithm's if None
         and more than 1
     :param gamma: discount of that return; the algorithm's if None
+    :param her: arguments of ``HerReplayBuffer``, see :class:`~hipi_sb3.her_arguments.HerArguments`
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
     """
 
@@ -87,28 +89,29 @@ class HIPIReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         family: TaskFamily | None = None,
-        strategy: str | Strategy = "hipi",
+        strategy: str | Strategy | None = None,
         score: str | None = None,
         log_partition: str | LogPartition | None = None,
         temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 128,
-        relabel_prob: float = 0.5,
+        relabel_prob: float | None = None,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,
         gamma: float | None = None,
+        **her: Unpack[HerArguments],
     ) -> None:
         # ReplayBuffer's own constructor would allocate arrays of other shapes; BaseBuffer's is what is needed of it.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         if optimize_memory_usage:
             raise ValueError(
-                "HIPIReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of each "
-                "episode. Leave it False: each observation is stored once anyway."
+                "HIPIReplayBuffer does not support optimize_memory_usage: it stores each observation once anyway."
             )
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
+        strategy, relabel_prob = translate(her, strategy, relabel_prob)
         #: Chooses the tasks of relabeled rows.
         self.relabeler = Relabeler(
             strategy=strategy,

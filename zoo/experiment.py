@@ -325,7 +325,7 @@ def relabel_options() -> list[str]:
     :return: names
     """
     own = inspect.signature(HIPIReplayBuffer.__init__).parameters
-    not_here = {*inspect.signature(ReplayBuffer.__init__).parameters, "family", "gamma"}
+    not_here = {*inspect.signature(ReplayBuffer.__init__).parameters, "family", "gamma", "her"}
     return [name for name in own if name not in not_here]
 
 
