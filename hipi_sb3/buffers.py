@@ -27,7 +27,7 @@ from hipi_sb3.relabel.strategies import Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.steps import causes_of_end, check_reward, check_room, check_same_tasks, read_features
+from hipi_sb3.tasks.steps import causes_of_end, check_room, check_step, read_features
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -192,7 +192,7 @@ class HIPIReplayBuffer(ReplayBuffer):
     def experience(self) -> Experience:
         """What happened."""
         family, space = self.require_family(), self.observation_space
-        layout = TaskLayout(family.task_key if isinstance(space, spaces.Dict) else None, family.task_dim)
+        layout = TaskLayout.of_space(space, family.task_key, family.task_dim)
         dtype = self._maybe_cast_dtype(self.action_space.dtype)
         stored = (self.buffer_size, self.n_envs, space, layout, self.action_dim, dtype)
         return Experience(*stored, family.feature_dim, family.features_key)
@@ -262,12 +262,9 @@ class HIPIReplayBuffer(ReplayBuffer):
         if self._model_ref is not None and (model := self._model_ref()) is not None and model.env is not None:
             self._family_of_environment(model)
         family = self.require_family()
+        tasks, next_tasks = (self.layout.get(o).reshape(self.n_envs, -1) for o in (obs, next_obs))
         features = read_features(family, next_obs, infos)
-        tasks = np.asarray(self.layout.get(obs))
-        if family.features_key is not None:  # MultiTaskWrapper keeps the task
-            check_same_tasks(self.layout.key or "task", tasks, np.asarray(self.layout.get(next_obs)))
-        check_reward(family, features, tasks, np.asarray(reward))
-
+        check_step(family, features, tasks, next_tasks, np.asarray(reward))
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
         by_task = family.terminated(features, tasks)
@@ -309,7 +306,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         next_obs, discounts = rows.next_obs, None
         if self.n_steps > 1:
             next_obs = experience.store.next_observations(experience.after(rows.at, outcomes.length - 1))
-            layout.get(next_obs)[...] = rows.tasks
+            layout.write(next_obs, rows.tasks)
             discounts = self.gamma**outcomes.length
 
         obs, next_obs = self._normalize_obs(rows.obs, env), self._normalize_obs(next_obs, env)

@@ -149,8 +149,8 @@ class TrajectoryLabeler:
 
     :param strategy: by name or object: ``"hipi"`` (the most probable tasks of the posterior, weighted by it), ``"map"`` (its
         mode), ``"none"`` (the commanded task), ``"random"``, ``"final"`` (goal at the end of the row, as GCSL), ``"future"``
-        or ``"episode"`` (goal at a random step of the row), ``"max_reward"`` (largest return, no log Z), ``"top_k"`` (each task gets the rows
-        with the largest returns for it)
+        or ``"episode"`` (goal at a random step of the row), ``"max_reward"`` (largest return, no log Z), ``"top_k"``
+        (each task gets the rows with the largest returns for it)
     :param n_labels: how many tasks of the posterior a row keeps; their weights are scaled to sum to one
     :param temperature: T of the posterior: a number, or ``"ess:n"`` for n effective tasks a row, see
         :class:`~hipi_sb3.relabel.posterior.TaskInference`

@@ -18,7 +18,7 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
     """
     if isinstance(space, spaces.Dict):
         key = family.task_key
-        fits = key in space.spaces and space[key].shape == family.task_space.shape
+        fits = key in space.spaces and np.prod(space[key].shape or (1,), dtype=int) == family.task_dim
     else:
         fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
     if not fits:
@@ -41,7 +41,8 @@ def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]
     """
     if family.features_key is not None:
         # In the precision of the environment: its reward is compared with that of the family.
-        return np.asarray(next_obs[family.features_key])
+        features = np.asarray(next_obs[family.features_key]).reshape(len(infos), -1)
+        return features if features.dtype.kind == "f" else features.astype(np.float32)
     try:
         return np.stack([info["task_features"] for info in infos])
     except KeyError as error:
@@ -67,6 +68,24 @@ def causes_of_end(
     # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
     unexplained = np.asarray(done, dtype=bool) & ~timeouts & ~by_task
     return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
+
+
+def check_step(
+    family: TaskFamily, features: np.ndarray, tasks: np.ndarray, next_tasks: np.ndarray, reward: np.ndarray
+) -> None:
+    """
+    Check that a step of all environments can be relabeled later.
+
+    :param family: the tasks
+    :param features: features, (n_envs, feature_dim)
+    :param tasks: tasks before it, (n_envs, task_dim)
+    :param next_tasks: tasks after it
+    :param reward: rewards of the environments, (n_envs,)
+    :raises ValueError: when a task changes or a reward is not the family's
+    """
+    if family.features_key is not None:  # MultiTaskWrapper keeps the task
+        check_same_tasks(family.task_key, tasks, next_tasks)
+    check_reward(family, features, tasks, reward)
 
 
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
