@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,7 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.her_arguments import HerArguments, translate
-from hipi_sb3.owner import check_fits, check_same_family, family_of, owner_of
+from hipi_sb3.owner import Owned, check_fits, check_same_family, family_of, owner_of
 from hipi_sb3.relabel.learners import Learner, learner_class
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.relabeler import Relabeler
@@ -27,7 +26,8 @@ from hipi_sb3.relabel.strategies import Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.steps import causes_of_end, check_room, check_step, read_features
+from hipi_sb3.tasks.goal_env import GoalEnvTasks
+from hipi_sb3.tasks.steps import causes_of_end, check_room, read_step
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -35,7 +35,7 @@ def _of_experience(name: str, doc: str) -> Any:
     return property(lambda buffer: getattr(buffer.experience, name), doc=doc)
 
 
-class HIPIReplayBuffer(ReplayBuffer):
+class HIPIReplayBuffer(Owned, ReplayBuffer):
     """
     Replay buffer that asks of a sampled transition for which task it was the right thing to do, and relabels it.
 
@@ -132,6 +132,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         self._family_is_given = family is not None
         self._model_ref: weakref.ref[OffPolicyAlgorithm] | None = None
         self._env_ref: weakref.ref[Any] | None = None
+        if family is None and "env" in her:
+            family = GoalEnvTasks.of_vec_env(her["env"])
         if family is not None:
             self._set_family(family)
         if (model := owner_of(self)) is not None:
@@ -263,8 +265,7 @@ class HIPIReplayBuffer(ReplayBuffer):
             self._family_of_environment(model)
         family = self.require_family()
         tasks, next_tasks = (self.layout.get(o).reshape(self.n_envs, -1) for o in (obs, next_obs))
-        features = read_features(family, next_obs, infos)
-        check_step(family, features, tasks, next_tasks, np.asarray(reward))
+        features = read_step(family, tasks, next_obs, next_tasks, np.asarray(reward), infos)
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
         by_task = family.terminated(features, tasks)
@@ -272,6 +273,10 @@ class HIPIReplayBuffer(ReplayBuffer):
         actions = action.reshape((self.n_envs, self.action_dim))
         self.experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
         self.pos, self.full = self.experience.pos, self.experience.full
+
+    def truncate_last_trajectory(self) -> None:
+        """End unfinished episodes, as HerReplayBuffer does; ``load_replay_buffer(truncate_last_traj=True)`` calls it."""
+        self.experience.truncate(self.handle_timeout_termination)
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -375,25 +380,3 @@ class HIPIReplayBuffer(ReplayBuffer):
         :raises ValueError: when a file is damaged or of another version, an option is missing, or spaces or tasks do not fit
         """
         return load_buffer(cls, path, model, mmap, options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the algorithm and its environment."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
-        self.__dict__.update(state)
-        self._model_ref = None
-        self._env_ref = None
-        if (model := owner_of(self)) is not None:
-            self.attach(model)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "HIPIReplayBuffer":
-        """Copy; where the whole algorithm is copied, the copy belongs to the algorithm's copy."""
-        copy = object.__new__(type(self))
-        memo[id(self)] = copy
-        copy.__setstate__(deepcopy(self.__getstate__(), memo))
-        model = None if self._model_ref is None else memo.get(id(self._model_ref()))
-        if model is not None:
-            copy._model_ref = weakref.ref(model)
-        return copy

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
 from hipi_sb3.names import lookup
@@ -15,10 +16,12 @@ _VALUE_TO_NAME = {value: name for name, value in KEY_TO_GOAL_STRATEGY.items()}
 
 class HerArguments(TypedDict, total=False):
     """
-    What ``HerReplayBuffer`` takes, with its meaning and its defaults there: either of the first two asks for HER, so that the
-    labels are drawn with HER's frequencies.
+    What ``HerReplayBuffer`` takes, with its meaning and its defaults there: a strategy or a number
+    of goals asks for HER, so that labels are drawn with HER's frequencies.
     """
 
+    #: The environments, a ``VecEnv``: only for a buffer that is built by hand, before any algorithm is.
+    env: VecEnv
     #: Goals per real transition: ``relabel_prob`` is 1 - 1 / (n + 1). 4 where only the strategy is given.
     n_sampled_goal: int
     #: ``"future"``, ``"final"`` or ``"episode"``, or stable-baselines3's enum: the ``strategy`` of that name.

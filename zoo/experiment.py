@@ -210,7 +210,8 @@ class TaskExperimentManager(SearchManager):
         model = super()._load_pretrained_agent(hyperparams, env)
         folder = Path(self.trained_agent).parent / REPLAY_BUFFER
         if folder.is_dir():
-            model.load_replay_buffer(folder)  # type: ignore[attr-defined]
+            # Whether an episode goes on shows when it does.
+            model.load_replay_buffer(folder, truncate_last_traj=False)  # type: ignore[attr-defined]
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:

@@ -1,5 +1,6 @@
 """What happened: the transitions of a ring buffer, as they happened, by step and environment."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ Steps = tuple[np.ndarray, np.ndarray]
 
 class Experience:
     """
-    A ring of transitions of several environments that step together. What was added is never changed.
+    A ring of transitions of several environments that step together. What was added is never changed, except by
+    :meth:`truncate`.
 
     Each observation is stored once, a task once an episode. Terminations are stored by cause: those that are the
     environment's own hold for whatever task a step is judged by, time limits for none.
@@ -28,8 +30,8 @@ class Experience:
     :param action_dim: entries of a stored action
     :param action_dtype: their type
     :param feature_dim: features of a step
-    :param features_key: key of the next observation, laid out as the task, that is the first of the features; None where all of
-        them are stored apart. What follows is stored once any of it is not 0, and until then is left out where features are read
+    :param features_key: key of the next observation, laid out as the task, that is the first of the features; None where all
+        are stored apart. What follows is stored once any of it is not 0, and until then is left out where features are read
     """
 
     #: Arrays (buffer_size, n_envs, ...) that hold one entry a step.
@@ -106,6 +108,26 @@ class Experience:
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
 
+    def truncate(self, as_time_limit: bool) -> None:
+        """
+        End the episodes that go on with their last step, because they will not be continued.
+
+        :param as_time_limit: whether that counts as a time limit, so that their values are bootstrapped, or as a termination
+        """
+        unfinished = np.flatnonzero(self.episodes.length > 0)
+        if len(unfinished) == 0:
+            return
+        warnings.warn(
+            "The last trajectory in the replay buffer will be truncated.\nIf the environment is still in the episode in which "
+            "the buffer was saved, pass truncate_last_traj=False to load_replay_buffer.",
+            stacklevel=2,
+        )
+        self.dones[self.pos - 1, unfinished] = True
+        cause = self.timeouts if as_time_limit else self.env_terminated
+        cause[self.pos - 1, unfinished] = True
+        for env_index in unfinished:
+            self.episodes.finish(env_index)
+
     def transitions(self, at: Steps) -> tuple[Any, Any]:
         """
         Observations before and after steps.
@@ -122,14 +144,10 @@ class Experience:
         :param at: ring indices and environment indices, (...,) each
         :return: (..., feature_dim), or (..., task_dim) while nothing follows what is in the observation; a copy
         """
-        of_observation = None
+        parts = [] if self._features is None else [take(self._features, at)]
         if self.features_key is not None:
-            of_observation = self.layout.flatten(self.store.next_part(self.features_key, at))
-            if self._features is None:
-                return of_observation
-        assert self._features is not None
-        apart = take(self._features, at)
-        return apart if of_observation is None else np.concatenate([of_observation, apart], axis=-1)
+            parts.insert(0, self.layout.flatten(self.store.next_part(self.features_key, at)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def after(self, at: Steps, offsets: Any) -> Steps:
         """

@@ -185,6 +185,7 @@ class RelabelBatch:
             "reward_after": np.add.reduce(self.family.reward(self.features, tasks)) / len(tasks),
             "trivial_share": np.count_nonzero(fulfilled) / len(tasks),
         }
+        values |= self.family.diagnostics(self.features)
         if "inference" not in self.__dict__:
             return values
         found = self.inference

@@ -29,29 +29,6 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
         )
 
 
-def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
-    """
-    Features of a step of all environments.
-
-    :param family: the tasks
-    :param next_obs: next observations
-    :param infos: info of each environment
-    :return: (n_envs, feature_dim)
-    :raises ValueError: when they are missing
-    """
-    if family.features_key is not None:
-        # In the precision of the environment: its reward is compared with that of the family.
-        features = np.asarray(next_obs[family.features_key]).reshape(len(infos), -1)
-        return features if features.dtype.kind == "f" else features.astype(np.float32)
-    try:
-        return np.stack([info["task_features"] for info in infos])
-    except KeyError as error:
-        raise ValueError(
-            "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
-            "MultiTaskWrapper, and keep wrappers outside it from replacing info."
-        ) from error
-
-
 def causes_of_end(
     done: np.ndarray, by_task: np.ndarray, infos: list[dict[str, Any]], time_limits: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -70,22 +47,32 @@ def causes_of_end(
     return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
 
 
-def check_step(
-    family: TaskFamily, features: np.ndarray, tasks: np.ndarray, next_tasks: np.ndarray, reward: np.ndarray
-) -> None:
+def read_step(
+    family: TaskFamily,
+    tasks: np.ndarray,
+    next_obs: Any,
+    next_tasks: np.ndarray,
+    rewards: np.ndarray,
+    infos: list[dict[str, Any]],
+) -> np.ndarray:
     """
-    Check that a step of all environments can be relabeled later.
+    Features of a step of all environments, checked: the step can be relabeled later.
 
     :param family: the tasks
-    :param features: features, (n_envs, feature_dim)
     :param tasks: tasks before it, (n_envs, task_dim)
+    :param next_obs: next observations
     :param next_tasks: tasks after it
-    :param reward: rewards of the environments, (n_envs,)
-    :raises ValueError: when a task changes or a reward is not the family's
+    :param rewards: rewards of the environments, (n_envs,)
+    :param infos: info of each environment
+    :return: (n_envs, feature_dim)
+    :raises ValueError: when features are missing, a task changes or a reward is not the family's
     """
     if family.features_key is not None:  # MultiTaskWrapper keeps the task
         check_same_tasks(family.task_key, tasks, next_tasks)
-    check_reward(family, features, tasks, reward)
+    features = family.features_of_step(next_obs, tasks, rewards, infos)
+    if not family.has_every_reward:
+        check_reward(family, features, tasks, rewards)
+    return features
 
 
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
