@@ -23,14 +23,14 @@ class Line(gym.Env):
     """A point on a line; the goal is a position. What varies between GoalEnvs are options."""
 
     def __init__(
-        self, bounded=False, batches=True, ends=False, reads_info=False, action_cost=0.0, moving=False, dense=False, cost=None
+        self, bounded=False, batches=True, ends=False, reads_info=False, action_cost=0.0, moving=False, dense=False
     ) -> None:
         limit = 5.0 if bounded else np.inf
         goal = spaces.Box(-limit, limit, shape=(1,), dtype=np.float64)
         self.observation_space = spaces.Dict({"observation": goal, "achieved_goal": goal, "desired_goal": goal})
         self.action_space = spaces.Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
         self.batches, self.ends, self.reads_info = batches, ends, reads_info
-        self.action_cost, self.moving, self.dense, self.cost = action_cost, moving, dense, cost
+        self.action_cost, self.moving, self.dense = action_cost, moving, dense
 
     def observe(self):
         return {key: array.copy() for key, array in zip(self.observation_space, (self.at, self.goal, self.at), strict=True)}
@@ -43,8 +43,12 @@ class Line(gym.Env):
     def step(self, action):
         self.at = np.clip(self.at + action, -5, 5).astype(np.float64)
         self.t += 1
-        info = {"cost": float(np.abs(action).sum()) if self.cost is None else self.cost, "name": "not a number"}
-        reward = self.compute_reward(self.at, self.goal, info) - self.action_cost * np.sum(action**2)
+        info = {"cost": float(np.abs(action).sum()), "name": "not a number"}
+        if self.reads_info == "batches":
+            reward = self.compute_reward(self.at[None], self.goal[None], [info]).item()
+        else:
+            reward = self.compute_reward(self.at, self.goal, info)
+        reward = reward - self.action_cost * np.sum(action**2)
         terminated = bool(self.compute_terminated(self.at, self.goal, info))
         if self.moving and self.t == 30:
             self.goal = self.goal + 1.0
@@ -59,7 +63,7 @@ class Line(gym.Env):
         if self.reads_info == "batches":
             return -np.array([entry["cost"] for entry in info]) - (self.distance(achieved, desired) > 0.5)
         if self.reads_info:
-            return -info["cost"] - float(self.distance(achieved, desired) > 0.5) if self.cost is None else -info["cost"]
+            return -info["cost"] - float(self.distance(achieved, desired) > 0.5)
         distance = self.distance(achieved, desired)
         return -distance if self.dense else -(distance > 0.5).astype(np.float64)
 
@@ -140,8 +144,8 @@ def test_what_cannot_be_relabeled_is_refused_with_the_reason():
         GoalEnvTasks(Noisy())
     with pytest.raises(ValueError, match=r"achieved and desired ones of one shape"):
         GoalEnvTasks(OtherShapes())
-    with pytest.raises(ValueError, match=r"reads info\['cost'\], which is much: only numbers"):
-        GoalEnvTasks(Line(reads_info=True, cost="much"))
+    with pytest.raises(ValueError, match=r"reads info\['name'\], which is not a number: only numbers"):
+        GoalEnvTasks(ReadsName())
     env = Line()
     env.compute_reward = None
     with pytest.raises(ValueError, match="is no GoalEnv"):
@@ -152,6 +156,11 @@ def test_what_cannot_be_relabeled_is_refused_with_the_reason():
 class NeverAnswers(Line):
     def compute_reward(self, achieved, desired, info):
         raise ValueError("never")
+
+
+class ReadsName(Line):
+    def compute_reward(self, achieved, desired, info):
+        return super().compute_reward(achieved, desired, info) - len(info["name"])
 
 
 class Noisy(Line):
@@ -269,9 +278,9 @@ def train_line(n_steps=120, **kwargs):
 def test_what_step_pays_beyond_compute_reward_is_added_to_relabeled_rewards():
     model = train_line(action_cost=0.3)
     distance, action, reward = relabeled(model)
-    assert_allclose(reward, -(distance > 0.5).astype(float) - 0.3 * action**2, atol=1e-5)
+    assert_allclose(reward, -(distance > 0.5).astype(float) - 0.3 * action**2, atol=1e-4)
     assert 0 < np.mean(distance > 0.5) < 1
-    assert_allclose(model.replay_buffer.features[:120, 0, -1], -0.3 * model.replay_buffer.actions[:120, 0, 0] ** 2, atol=1e-5)
+    assert_allclose(model.replay_buffer.features[:120, 0, -1], -0.3 * model.replay_buffer.actions[:120, 0, 0] ** 2, atol=1e-4)
     logged = model.logger.name_to_value["relabel/reward_residual"]
     assert -0.3 < logged < -0.01
 
@@ -286,7 +295,7 @@ def test_a_residual_that_comes_late_is_kept_and_nothing_is_stored_before(tmp_pat
     assert buffer.nbytes - n_bytes == 4 * buffer.buffer_size
     residual = buffer.features[:180, 0, -1]
     assert not residual[:120].any()
-    assert_allclose(residual[120:], -0.3 * buffer.actions[120:180, 0, 0] ** 2, atol=1e-5)
+    assert_allclose(residual[120:], -0.3 * buffer.actions[120:180, 0, 0] ** 2, atol=1e-4)
     model.replay_buffer.save(tmp_path / "buffer")
     loaded = HIPIReplayBuffer.load(tmp_path / "buffer", model)
     assert_array_equal(loaded.features, buffer.features)
