@@ -109,7 +109,7 @@ def _take_steps(family: TaskFamily, env: gym.Env, n_steps: int, policy: Policy |
         of_obs = family.features_key is not None
         steps.append(
             {
-                "features": next_obs[family.features_key] if of_obs else info["task_features"],
+                "features": family.features(env, obs, None, next_obs, reward, info) if of_obs else info["task_features"],
                 "task": obs[family.task_key] if of_obs else info["task"],
                 "task_after": next_obs[family.task_key] if of_obs else info["task"],
                 "reward": reward,

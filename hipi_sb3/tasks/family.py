@@ -10,7 +10,7 @@ To add a family: subclass :class:`TaskFamily` (or fill in :class:`CallableTasks`
 import bisect
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,8 @@ class TaskFamily(ABC):
     task_key = "task"
     #: Key of the next observation that holds the features already; None where ``info["task_features"]`` does.
     features_key: str | None = None
+    #: Whether the features hold whatever the environment pays, so that its reward always is the family's.
+    has_every_reward = False
     #: What to do where an environment's reward is not the family's.
     reward_remedy = "Apply wrappers that change the reward inside MultiTaskWrapper, or scale rewards with VecNormalize."
 
@@ -152,6 +154,30 @@ class TaskFamily(ABC):
         :return: phi(s, a, s'), (feature_dim,)
         """
 
+    def features_of_step(
+        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]]
+    ) -> np.ndarray:
+        """
+        The features of a step of all environments, from what a replay buffer is given.
+
+        :param next_obs: next observations
+        :param tasks: commanded tasks, (n_envs, task_dim)
+        :param rewards: rewards of the environments, (n_envs,)
+        :param infos: info of each environment
+        :return: (n_envs, feature_dim)
+        :raises ValueError: when they are missing
+        """
+        if self.features_key is not None:
+            # In the precision of the environment: its reward is compared with that of the family.
+            return np.asarray(next_obs[self.features_key])
+        try:
+            return np.stack([info["task_features"] for info in infos])
+        except KeyError as error:
+            raise ValueError(
+                "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
+                "MultiTaskWrapper, and keep wrappers outside it from replacing info."
+            ) from error
+
     # -- what it is worth ---------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -208,6 +234,15 @@ class TaskFamily(ABC):
         :return: rewards, (...,), booleans, (...,), and booleans, (...,), or None; of a single step numbers of Python will do
         """
         return self.reward(features, tasks), self.terminated(features, tasks), self.success(features, tasks)
+
+    def diagnostics(self, features: np.ndarray) -> dict[str, float]:
+        """
+        What is worth to be logged of some transitions, as ``relabel/name``.
+
+        :param features: features, (n, feature_dim)
+        :return: values by name
+        """
+        return {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -18,7 +18,7 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
     """
     if isinstance(space, spaces.Dict):
         key = family.task_key
-        fits = key in space.spaces and space[key].shape == family.task_space.shape
+        fits = key in space.spaces and np.prod(space[key].shape or (1,), dtype=int) == family.task_dim
     else:
         fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
     if not fits:
@@ -27,28 +27,6 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
             f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
             "Use MultiTaskWrapper."
         )
-
-
-def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
-    """
-    Features of a step of all environments.
-
-    :param family: the tasks
-    :param next_obs: next observations
-    :param infos: info of each environment
-    :return: (n_envs, feature_dim)
-    :raises ValueError: when they are missing
-    """
-    if family.features_key is not None:
-        # In the precision of the environment: its reward is compared with that of the family.
-        return np.asarray(next_obs[family.features_key])
-    try:
-        return np.stack([info["task_features"] for info in infos])
-    except KeyError as error:
-        raise ValueError(
-            "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
-            "MultiTaskWrapper, and keep wrappers outside it from replacing info."
-        ) from error
 
 
 def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -88,6 +66,34 @@ def causes_of_end(
     # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
     unexplained = done & ~timeouts & ~by_task
     return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
+
+
+def read_step(
+    family: TaskFamily,
+    tasks: np.ndarray,
+    next_obs: Any,
+    next_tasks: np.ndarray,
+    rewards: np.ndarray,
+    infos: list[dict[str, Any]],
+) -> np.ndarray:
+    """
+    Features of a step of all environments, checked: the step can be relabeled later.
+
+    :param family: the tasks
+    :param tasks: tasks before it, (n_envs, task_dim)
+    :param next_obs: next observations
+    :param next_tasks: tasks after it
+    :param rewards: rewards of the environments, (n_envs,)
+    :param infos: info of each environment
+    :return: (n_envs, feature_dim)
+    :raises ValueError: when features are missing, a task changes or a reward is not the family's
+    """
+    if family.features_key is not None:  # MultiTaskWrapper keeps the task
+        check_same_tasks(family.task_key, tasks, next_tasks)
+    features = family.features_of_step(next_obs, tasks, rewards, infos)
+    if not family.has_every_reward:
+        check_reward(family, features, tasks, rewards)
+    return features
 
 
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
