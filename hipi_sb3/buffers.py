@@ -312,7 +312,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         next_obs, discounts = rows.next_obs, None
         if self.n_steps > 1:
             next_obs = experience.store.next_observations(experience.after(rows.at, outcomes.length - 1))
-            layout.write(next_obs, rows.tasks)
+            layout.write(next_obs, np.flatnonzero(rows.is_new), rows.tasks[rows.is_new])
             discounts = self.gamma**outcomes.length
 
         obs, next_obs = self._normalize_obs(rows.obs, env), self._normalize_obs(next_obs, env)

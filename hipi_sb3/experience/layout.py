@@ -50,12 +50,12 @@ class TaskLayout:
             return {**observations, self.key: self.unflatten(tasks)}
         return np.concatenate([observations[..., : -self.task_dim], tasks], axis=-1)
 
-    def write(self, observations: Any, tasks: np.ndarray) -> None:
-        """Put tasks, (..., task_dim), into the arrays of observations themselves, in the type that they have there."""
+    def write(self, observations: Any, rows: np.ndarray, tasks: np.ndarray) -> None:
+        """Put tasks, (n_rows, task_dim), into rows of the arrays of observations themselves, in the type that they have there."""
         if self.key is None:
-            observations[..., -self.task_dim :] = tasks
+            observations[rows, -self.task_dim :] = tasks
         else:
-            observations[self.key][...] = self.unflatten(tasks)
+            observations[self.key][rows] = self.unflatten(tasks)
 
     def flatten(self, values: np.ndarray) -> np.ndarray:
         """Goals as observations have them, (..., *shape), as flat floating-point numbers, (..., task_dim)."""

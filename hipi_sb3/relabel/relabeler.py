@@ -216,8 +216,8 @@ class Relabeler:
                 is_early = self.strategy.needs_scores and not asks_critic
                 pooled = self._assign(batch, RandomTask() if is_early else self.strategy, record)
             tasks[rows] = pooled
-            for observations in (obs, next_obs):  # copies of what is stored
-                experience.layout.write(observations, tasks)
+            for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
+                experience.layout.write(observations, rows, pooled)
         return Relabeled(at, obs, next_obs, tasks, is_new)
 
     def preview(
