@@ -137,8 +137,11 @@ class GoalEnvTasks(TaskFamily):
         if self._n_steps % CHECK_EVERY == 0:
             self._check_deterministic(computed, self._call("compute_reward", features, tasks))
         self._n_steps += 1
-        residual = np.where(np.isclose(computed, rewards, rtol=1e-4, atol=1e-5), 0.0, rewards - computed)
-        self._watch.add(residual, np.linalg.norm(achieved - tasks, axis=1), computed)
+        residual = rewards - computed
+        if np.count_nonzero(residual):
+            residual[np.abs(residual) <= 1e-5 + 1e-4 * np.abs(rewards)] = 0.0  # rounding
+        if self._watch.has_begun or np.count_nonzero(residual):
+            self._watch.add(residual, np.linalg.norm(achieved - tasks, axis=1), computed)
         return np.concatenate([features, residual[:, None]], axis=1)
 
     # -- what it is worth ---------------------------------------------------------------------------------------------
@@ -234,11 +237,11 @@ class GoalEnvTasks(TaskFamily):
     def _call(self, name: str, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Value of a function of the environment for each pair: (..., feature_dim), (..., goal_dim) -> (...,)."""
         features, tasks = np.asarray(features), np.asarray(tasks)
-        shape = np.broadcast_shapes(features.shape[:-1], tasks.shape[:-1])
-        achieved, desired = (
-            np.broadcast_to(goals, (*shape, self.task_dim)).reshape(-1, self.task_dim)
-            for goals in (features[..., : self.task_dim], tasks)
-        )
+        achieved, desired, dim = features[..., : self.task_dim], tasks, self.task_dim
+        shape = tasks.shape[:-1]
+        if achieved.shape != tasks.shape or len(shape) != 1:
+            shape = np.broadcast_shapes(achieved.shape[:-1], tasks.shape[:-1])
+            achieved, desired = (np.broadcast_to(goals, (*shape, dim)).reshape(-1, dim) for goals in (achieved, tasks))
         infos: list[Any] = [{}] * len(achieved)
         if self._info.size > 0:
             read = features[..., self.task_dim : self.task_dim + self._info.size]
@@ -252,13 +255,15 @@ class GoalEnvTasks(TaskFamily):
     def _batch(self, name: str, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> Any:
         goals = self._to_env(achieved, self._achieved_space), self._to_env(desired, self._desired_space)
         # A list of infos, as HerReplayBuffer passes it.
-        return self._source.call(name, *goals, infos)
+        return self._source.function(name)(*goals, infos)
 
     def _rows(self, name: str, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> list[Any]:
         achieved, desired = self._to_env(achieved, self._achieved_space), self._to_env(desired, self._desired_space)
-        is_number = isinstance(self._desired_space, spaces.Discrete)
         rows: Any = zip(achieved, desired, infos, strict=True)
-        return [self._source.call(name, *((a.item(), d.item()) if is_number else (a, d)), info) for a, d, info in rows]
+        function = self._source.function(name)
+        if isinstance(self._desired_space, spaces.Discrete):
+            return [function(a.item(), d.item(), info) for a, d, info in rows]
+        return [function(a, d, info) for a, d, info in rows]
 
     # -- what they are like -------------------------------------------------------------------------------------------
 
