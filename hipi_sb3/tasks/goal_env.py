@@ -208,12 +208,12 @@ class GoalEnvTasks(TaskFamily):
         goal = np.moveaxis(goal, -1, -3) if self._moves_channels else np.asarray(goal)
         return self._flatten(goal, 1)[0]
 
-    def _to_env(self, goals: np.ndarray, space: spaces.Space) -> np.ndarray:
+    def _to_env(self, goals: np.ndarray, space: Any) -> np.ndarray:
         """Flat goals as the environment has them, (n, goal_dim) -> (n, ...)."""
         goals = self._layout.unflatten(goals)
         if self._moves_channels:
             goals = np.moveaxis(goals, -3, -1)
-        return goals if np.issubdtype(space.dtype, np.floating) else goals.astype(space.dtype)
+        return goals if space.dtype.kind == "f" else goals.astype(space.dtype)
 
     def _draw_goals(self, rng: np.random.Generator, n: int, seeds: Any) -> np.ndarray:
         """Achieved and desired goals after resets with these seeds, (n, 2, goal_dim), or else evenly drawn ones."""
@@ -228,9 +228,8 @@ class GoalEnvTasks(TaskFamily):
 
     def _snap(self, goals: np.ndarray) -> np.ndarray:
         """The nearest members of the space, where that has whole numbers only."""
-        if np.issubdtype(self._desired_space.dtype, np.floating):
-            return goals
-        return np.clip(np.rint(goals), *_bounds(self._desired_space))
+        space: Any = self._desired_space
+        return goals if space.dtype.kind == "f" else np.clip(np.rint(goals), *_bounds(space))
 
     # -- calling the environment's functions --------------------------------------------------------------------------
 
