@@ -51,7 +51,7 @@ class TaskLayout:
         return np.concatenate([observations[..., : -self.task_dim], tasks], axis=-1)
 
     def write(self, observations: Any, rows: np.ndarray, tasks: np.ndarray) -> None:
-        """Put tasks, (n_rows, task_dim), into rows of the arrays of observations themselves, in the type that they have there."""
+        """Put tasks, (n_rows, task_dim), into rows of the arrays of observations, in the type that they have there."""
         if self.key is None:
             observations[rows, -self.task_dim :] = tasks
         else:

@@ -137,8 +137,11 @@ class GoalEnvTasks(TaskFamily):
         if self._n_steps % CHECK_EVERY == 0:
             self._check_deterministic(computed, self._call("compute_reward", features, tasks))
         self._n_steps += 1
-        residual = np.where(np.isclose(computed, rewards, rtol=1e-4, atol=1e-5), 0.0, rewards - computed)
-        self._watch.add(residual, np.linalg.norm(achieved - tasks, axis=1), computed)
+        residual = rewards - computed
+        if np.count_nonzero(residual):
+            residual[np.abs(residual) <= 1e-5 + 1e-4 * np.abs(rewards)] = 0.0  # rounding
+        if self._watch.has_begun or np.count_nonzero(residual):
+            self._watch.add(residual, np.linalg.norm(achieved - tasks, axis=1), computed)
         return np.concatenate([features, residual[:, None]], axis=1)
 
     # -- what it is worth ---------------------------------------------------------------------------------------------
@@ -205,12 +208,12 @@ class GoalEnvTasks(TaskFamily):
         goal = np.moveaxis(goal, -1, -3) if self._moves_channels else np.asarray(goal)
         return self._flatten(goal, 1)[0]
 
-    def _to_env(self, goals: np.ndarray, space: spaces.Space) -> np.ndarray:
+    def _to_env(self, goals: np.ndarray, space: Any) -> np.ndarray:
         """Flat goals as the environment has them, (n, goal_dim) -> (n, ...)."""
         goals = self._layout.unflatten(goals)
         if self._moves_channels:
             goals = np.moveaxis(goals, -3, -1)
-        return goals if np.issubdtype(space.dtype, np.floating) else goals.astype(space.dtype)
+        return goals if space.dtype.kind == "f" else goals.astype(space.dtype)
 
     def _draw_goals(self, rng: np.random.Generator, n: int, seeds: Any) -> np.ndarray:
         """Achieved and desired goals after resets with these seeds, (n, 2, goal_dim), or else evenly drawn ones."""
@@ -225,20 +228,19 @@ class GoalEnvTasks(TaskFamily):
 
     def _snap(self, goals: np.ndarray) -> np.ndarray:
         """The nearest members of the space, where that has whole numbers only."""
-        if np.issubdtype(self._desired_space.dtype, np.floating):
-            return goals
-        return np.clip(np.rint(goals), *_bounds(self._desired_space))
+        space: Any = self._desired_space
+        return goals if space.dtype.kind == "f" else np.clip(np.rint(goals), *_bounds(space))
 
     # -- calling the environment's functions --------------------------------------------------------------------------
 
     def _call(self, name: str, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """Value of a function of the environment for each pair: (..., feature_dim), (..., goal_dim) -> (...,)."""
         features, tasks = np.asarray(features), np.asarray(tasks)
-        shape = np.broadcast_shapes(features.shape[:-1], tasks.shape[:-1])
-        achieved, desired = (
-            np.broadcast_to(goals, (*shape, self.task_dim)).reshape(-1, self.task_dim)
-            for goals in (features[..., : self.task_dim], tasks)
-        )
+        achieved, desired, dim = features[..., : self.task_dim], tasks, self.task_dim
+        shape = tasks.shape[:-1]
+        if achieved.shape != tasks.shape or len(shape) != 1:
+            shape = np.broadcast_shapes(achieved.shape[:-1], tasks.shape[:-1])
+            achieved, desired = (np.broadcast_to(goals, (*shape, dim)).reshape(-1, dim) for goals in (achieved, tasks))
         infos: list[Any] = [{}] * len(achieved)
         if self._info.size > 0:
             read = features[..., self.task_dim : self.task_dim + self._info.size]
@@ -252,13 +254,15 @@ class GoalEnvTasks(TaskFamily):
     def _batch(self, name: str, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> Any:
         goals = self._to_env(achieved, self._achieved_space), self._to_env(desired, self._desired_space)
         # A list of infos, as HerReplayBuffer passes it.
-        return self._source.call(name, *goals, infos)
+        return self._source.function(name)(*goals, infos)
 
     def _rows(self, name: str, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> list[Any]:
         achieved, desired = self._to_env(achieved, self._achieved_space), self._to_env(desired, self._desired_space)
-        is_number = isinstance(self._desired_space, spaces.Discrete)
         rows: Any = zip(achieved, desired, infos, strict=True)
-        return [self._source.call(name, *((a.item(), d.item()) if is_number else (a, d)), info) for a, d, info in rows]
+        function = self._source.function(name)
+        if isinstance(self._desired_space, spaces.Discrete):
+            return [function(a.item(), d.item(), info) for a, d, info in rows]
+        return [function(a, d, info) for a, d, info in rows]
 
     # -- what they are like -------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ LARGE = 0.5
 class ResidualWatch:
     """
     Whether the residual depends on the goal, which one number a step cannot say for other goals: its correlation with the
-    distance to the commanded goal and with the reward for it. A warning names it, once.
+    distance to the commanded goal and with the reward for it. A warning names it, once. Watching begins with the first one.
     """
 
     def __init__(self) -> None:
@@ -22,6 +22,11 @@ class ResidualWatch:
         self._next_look = FIRST_LOOK
         # Of (residual, distance, reward): sums and sums of products.
         self._sums, self._products = np.zeros(3), np.zeros((3, 3))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether steps have been seen."""
+        return self._n > 0
 
     def add(self, residual: np.ndarray, distance: np.ndarray, reward: np.ndarray) -> None:
         """

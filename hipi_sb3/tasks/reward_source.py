@@ -47,13 +47,13 @@ class RewardSource(ABC):
         """
 
     @abstractmethod
-    def call(self, name: str, *arguments: Any) -> Any:
+    def function(self, name: str) -> Callable[..., Any]:
         """
-        Call a function.
+        A function of the environment.
 
         :param name: its name
-        :param arguments: its arguments
-        :return: its result
+        :return: the function
+        :raises RuntimeError: when the environment is not there
         """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RewardSource":
@@ -98,8 +98,8 @@ class PrivateInstance(RewardSource):
     def has(self, name: str) -> bool:
         return callable(getattr(self.env, name, None))
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        return getattr(self.env, name)(*arguments)
+    def function(self, name: str) -> Callable[..., Any]:
+        return getattr(self.env, name)
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the instance."""
@@ -127,10 +127,10 @@ class TrainingEnv(RewardSource):
         # Of an abstract compute_terminated a process would die.
         return name == "compute_reward" and self._vec_env.has_attr(name)
 
-    def call(self, name: str, *arguments: Any) -> Any:
+    def function(self, name: str) -> Callable[..., Any]:
         if self._vec_env is None:
             raise RuntimeError(_LOST)
-        return self._vec_env.env_method(name, *arguments, indices=[0])[0]
+        return lambda *arguments: self._vec_env.env_method(name, *arguments, indices=[0])[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the environment."""

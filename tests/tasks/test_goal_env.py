@@ -144,7 +144,7 @@ def test_what_cannot_be_relabeled_is_refused_with_the_reason():
         GoalEnvTasks(Noisy())
     with pytest.raises(ValueError, match=r"achieved and desired ones of one shape"):
         GoalEnvTasks(OtherShapes())
-    with pytest.raises(ValueError, match=r"reads info\['name'\], which is not a number: only numbers"):
+    with pytest.raises(ValueError, match=r"reads info\['name'\], which is 'not a number': only numbers"):
         GoalEnvTasks(ReadsName())
     env = Line()
     env.compute_reward = None
