@@ -16,9 +16,10 @@ from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.bc import HIPIBC
 from hipi_sb3.networks.fast_sac import FastSAC
 from hipi_sb3.owner import truncate_goal_env
+from hipi_sb3.saved_models import PlainFiles
 
 
-class HindsightInference:
+class HindsightInference(PlainFiles):
     """
     Mixin for off-policy algorithms: relabel experience by hindsight inference, unless another buffer is asked for.
 
