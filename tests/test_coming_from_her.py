@@ -146,6 +146,29 @@ def test_other_spaces_of_goals(goal: spaces.Space, tmp_path: Any) -> None:
     model.learn(20, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize("kind, dim, high", [("bits", N_BITS, 1), ("number", 1, 15), ("image", 36 * 36, 255)])
+def test_tasks_are_flat_numbers_and_the_prior_draws_members(kind: str, dim: int, high: int) -> None:
+    family = GoalEnvTasks(bits(**KINDS[kind])())
+    assert family.task_space == spaces.Box(0, high, (dim,), np.float32)
+    tasks = family.sample(np.random.default_rng(0), 2)
+    assert tasks.shape == (2, dim) and tasks.dtype == np.float32
+    assert set(np.unique(tasks)) <= {0.0, float(high)}  # all bits are to be set
+    assert_array_equal(family.reward(tasks[:, None], np.stack([tasks[0], 0 * tasks[0]])), [[0, -1]] * 2)
+
+
+def test_images_whose_channels_were_moved_are_moved_back_for_compute_reward() -> None:
+    goal = spaces.Box(0, 255, (36, 40, 3), np.uint8)
+    model = make(SAC, make_vec_env(lambda: Grid(goal), 1), options={"relabel_prob": 1.0, "strategy": "future"})
+    assert model.observation_space["desired_goal"].shape == (3, 36, 40)
+    model.learn(50)
+    samples = model.replay_buffer.sample(20)
+    achieved, desired = (samples.next_observations[key].numpy().astype(int) for key in ("achieved_goal", "desired_goal"))
+    assert desired.shape == (20, 3, 36, 40)
+    expected = -np.abs(achieved - desired).sum(axis=(1, 2, 3))
+    assert_array_equal(samples.rewards[:, 0], expected.astype(np.float32))
+    assert 0 < np.mean(expected < 0) < 1
+
+
 def test_a_number_is_no_vector_for_the_networks() -> None:
     # SAC's first layers take tasks apart only where the networks see them as they are.
     model = make(HIPISAC, make_vec_env(bits(discrete_obs_space=True), 1), options={"n_candidate_tasks": 8, "score": "q"})
@@ -194,6 +217,12 @@ def test_what_can_be_made_no_second_time_is_asked_where_it_is(vec_env: Any, tmp_
         assert model.replay_buffer.family is not family
     finally:
         env.close()
+
+
+def test_one_environment_that_can_be_made_no_second_time_says_what_was_tried() -> None:
+    reasons = r"No second instance of .*its spec: \w+: .*; its pickle: TypeError: .*lock.*; a copy of it: TypeError: .*lock"
+    with pytest.raises(ValueError, match=reasons):
+        GoalEnvTasks(Locked())
 
 
 def test_a_copy_will_do_where_it_cannot_be_pickled() -> None:
