@@ -43,6 +43,7 @@ EXTRAS = {
         "ruff>=0.12",
         "black>=25",
         "mypy>=1.11",
+        "mpmath>=1.3",
         "setuptools>=77",
         "pygame",
     ],

@@ -89,10 +89,10 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
 
 
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
-    """First evaluation at which the mean over the seeds reaches a value; None if it never does."""
+    """First evaluation at which the mean over the seeds reaches a value; None if it never does, or is below it at the end."""
     mean = curve.mean(axis=0)
     reached = mean.index[mean >= value]
-    return float(reached[0]) if len(reached) else None
+    return float(reached[0]) if len(reached) and mean.iloc[-2:].mean() >= value else None
 
 
 def interval_of_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
@@ -156,7 +156,7 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
         if not all(key in curves for key in keys.values()):
             continue
         areas = {name: area_under(curves[key]) for name, key in keys.items()}
-        low, high = (bound(areas[name].mean() for name in areas) for bound in (min, max))
+        low, high = (bound(values.mean() for values in areas.values()) for bound in (min, max))
         for name, values in areas.items():
             columns[name].append((values - low) / max(high - low, 1e-9))
     n_seeds = min(len(values) for values in columns["hipi"])

@@ -15,9 +15,11 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.bc import HIPIBC
 from hipi_sb3.networks.fast_sac import FastSAC
+from hipi_sb3.owner import truncate_goal_env
+from hipi_sb3.saved_models import PlainFiles
 
 
-class HindsightInference:
+class HindsightInference(PlainFiles):
     """
     Mixin for off-policy algorithms: relabel experience by hindsight inference, unless another buffer is asked for.
 
@@ -55,13 +57,16 @@ class HindsightInference:
         Load a replay buffer: from a folder, or a pickled one.
 
         :param path: folder, pickle file or stream
-        :param truncate_last_traj: only for ``HerReplayBuffer``, see stable-baselines3
+        :param truncate_last_traj: whether the last episode, if it is unfinished, ends where it was left; only in a GoalEnv, as
+            for ``HerReplayBuffer``
         :raises ValueError: when it is damaged or does not fit this algorithm; the present buffer stays
         """
         if isinstance(path, str | Path) and Path(path).is_dir():
             mine = type(self.replay_buffer)
             kind = mine if issubclass(mine, HIPIReplayBuffer) else HIPIReplayBuffer
-            self.replay_buffer = kind.load(path, self)  # type: ignore[arg-type]
+            self.replay_buffer = buffer = kind.load(path, self)  # type: ignore[arg-type]
+            if truncate_last_traj:
+                truncate_goal_env(buffer)
         else:
             super().load_replay_buffer(path, truncate_last_traj)  # type: ignore[misc]
 

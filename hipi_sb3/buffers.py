@@ -2,10 +2,9 @@
 
 import weakref
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch as th
@@ -17,7 +16,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
-from hipi_sb3.owner import check_fits, check_same_family, family_of, owner_of
+from hipi_sb3.her_arguments import HerArguments, translate
+from hipi_sb3.owner import Owned, check_fits, check_same_family, family_of, owner_of
 from hipi_sb3.relabel.learners import Learner, learner_class
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.relabeler import Relabeler
@@ -25,8 +25,9 @@ from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
-from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.steps import causes_of_end, check_reward, check_room, check_same_tasks, read_features
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
+from hipi_sb3.tasks.goal_env import GoalEnvTasks
+from hipi_sb3.tasks.steps import causes_of_end, check_room, read_actions, read_step
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -34,7 +35,7 @@ def _of_experience(name: str, doc: str) -> Any:
     return property(lambda buffer: getattr(buffer.experience, name), doc=doc)
 
 
-class HIPIReplayBuffer(ReplayBuffer):
+class HIPIReplayBuffer(Owned, ReplayBuffer):
     """
     Replay buffer that asks of a sampled transition for which task it was the right thing to do, and relabels it.
 
@@ -55,9 +56,9 @@ class HIPIReplayBuffer(ReplayBuffer):
     :param optimize_memory_usage: not supported
     :param handle_timeout_termination: bootstrap at time limits, as in :class:`ReplayBuffer`
     :param family: the tasks; if None, those of the environment of the algorithm that owns the buffer
-    :param strategy: how labels are chosen, by name or object: ``"none"``, ``"random"``, ``"final"`` and ``"future"`` (HER),
-        ``"hipi"`` (a draw from the posterior), ``"map"`` (its mode), ``"air"`` and ``"advantage"`` (Generalized Hindsight),
-        ``"max_reward"``
+    :param strategy: how labels are chosen, by name or object: ``"hipi"`` (the default, a draw from the posterior), ``"map"``
+        (its mode), ``"none"``, ``"random"``, ``"final"``, ``"future"`` and ``"episode"`` (HER), ``"air"`` and ``"advantage"``
+        (Generalized Hindsight), ``"max_reward"``
     :param score: R_psi of the posterior: ``"td"``, ``"progress"``, ``"q"``, ``"advantage"``, ``"mixed"``, ``"reward"`` or
         ``"paper"``, see :mod:`hipi_sb3.relabel.scores`; None, here and below, is what suits the tasks, see
         :mod:`hipi_sb3.relabel.defaults`
@@ -67,13 +68,14 @@ class HIPIReplayBuffer(ReplayBuffer):
         ``"ess:n"`` (n effective tasks a row), see :class:`~hipi_sb3.relabel.posterior.TaskInference`
     :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
-    :param relabel_prob: probability that a row *is* relabeled
+    :param relabel_prob: probability that a row *is* relabeled, 0.5 by default
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
     :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task. If None,
         the algorithm's where that is more than 1, else what suits the tasks
     :param gamma: discount of that return; the algorithm's if None
+    :param her: arguments of ``HerReplayBuffer``, see :class:`~hipi_sb3.her_arguments.HerArguments`
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm
     """
 
@@ -87,28 +89,29 @@ class HIPIReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         family: TaskFamily | None = None,
-        strategy: str | Strategy = "hipi",
+        strategy: str | Strategy | None = None,
         score: str | None = None,
         log_partition: str | LogPartition | None = None,
         temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 64,
-        relabel_prob: float = 0.5,
+        relabel_prob: float | None = None,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,
         gamma: float | None = None,
+        **her: Unpack[HerArguments],
     ) -> None:
         # ReplayBuffer's own constructor would allocate arrays of other shapes; BaseBuffer's is what is needed of it.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         if optimize_memory_usage:
             raise ValueError(
-                "HIPIReplayBuffer does not support optimize_memory_usage=True, which loses the last observation of each "
-                "episode. Leave it False: each observation is stored once anyway."
+                "HIPIReplayBuffer does not support optimize_memory_usage: it stores each observation once anyway."
             )
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
         self.handle_timeout_termination = handle_timeout_termination
+        strategy, relabel_prob = translate(her, strategy, relabel_prob)
         #: Chooses the tasks of relabeled rows.
         self.relabeler = Relabeler(
             strategy=strategy,
@@ -129,6 +132,8 @@ class HIPIReplayBuffer(ReplayBuffer):
         self._family_is_given = family is not None
         self._model_ref: weakref.ref[OffPolicyAlgorithm] | None = None
         self._env_ref: weakref.ref[Any] | None = None
+        if family is None and "env" in her:
+            family = GoalEnvTasks.of_vec_env(her["env"])
         if family is not None:
             self._set_family(family)
         if (model := owner_of(self)) is not None:
@@ -189,7 +194,7 @@ class HIPIReplayBuffer(ReplayBuffer):
     def experience(self) -> Experience:
         """What happened."""
         family, space = self.require_family(), self.observation_space
-        layout = TaskLayout(family.task_key if isinstance(space, spaces.Dict) else None, family.task_dim)
+        layout = TaskLayout.of_space(space, family.task_key, family.task_dim)
         dtype = self._maybe_cast_dtype(self.action_space.dtype)
         stored = (self.buffer_size, self.n_envs, space, layout, self.action_dim, dtype)
         return Experience(*stored, family.feature_dim, family.features_key)
@@ -234,6 +239,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         self._env_ref = weakref.ref(env)
 
     def _set_family(self, family: TaskFamily) -> None:
+        check_is_family("HIPIReplayBuffer", family)
         family.check()
         check_room(self.observation_space, family)
         self.relabeler.setup(family)
@@ -259,19 +265,19 @@ class HIPIReplayBuffer(ReplayBuffer):
         if self._model_ref is not None and (model := self._model_ref()) is not None and model.env is not None:
             self._family_of_environment(model)
         family = self.require_family()
-        features = read_features(family, next_obs, infos)
-        tasks = np.asarray(self.layout.get(obs))
-        if family.features_key is not None:  # MultiTaskWrapper keeps the task
-            check_same_tasks(self.layout.key or "task", tasks, np.asarray(self.layout.get(next_obs)))
-        check_reward(family, features, tasks, np.asarray(reward))
-
+        tasks, next_tasks = (self.layout.get(o).reshape(self.n_envs, -1) for o in (obs, next_obs))
+        features = read_step(family, tasks, next_obs, next_tasks, np.asarray(reward), infos)
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
         by_task = family.terminated(features, tasks)
         timeouts, env_terminated = causes_of_end(done, by_task, infos, self.handle_timeout_termination)
-        actions = action.reshape((self.n_envs, self.action_dim))
+        actions = read_actions(action, (self.n_envs, self.action_dim))
         self.experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
         self.pos, self.full = self.experience.pos, self.experience.full
+
+    def truncate_last_trajectory(self) -> None:
+        """End unfinished episodes, as HerReplayBuffer does; ``load_replay_buffer(truncate_last_traj=True)`` calls it."""
+        self.experience.truncate(self.handle_timeout_termination)
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -306,7 +312,7 @@ class HIPIReplayBuffer(ReplayBuffer):
         next_obs, discounts = rows.next_obs, None
         if self.n_steps > 1:
             next_obs = experience.store.next_observations(experience.after(rows.at, outcomes.length - 1))
-            layout.get(next_obs)[...] = rows.tasks
+            layout.write(next_obs, np.flatnonzero(rows.is_new), rows.tasks[rows.is_new])
             discounts = self.gamma**outcomes.length
 
         obs, next_obs = self._normalize_obs(rows.obs, env), self._normalize_obs(next_obs, env)
@@ -375,25 +381,3 @@ class HIPIReplayBuffer(ReplayBuffer):
         :raises ValueError: when a file is damaged or of another version, an option is missing, or spaces or tasks do not fit
         """
         return load_buffer(cls, path, model, mmap, options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without the algorithm and its environment."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
-        self.__dict__.update(state)
-        self._model_ref = None
-        self._env_ref = None
-        if (model := owner_of(self)) is not None:
-            self.attach(model)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "HIPIReplayBuffer":
-        """Copy; where the whole algorithm is copied, the copy belongs to the algorithm's copy."""
-        copy = object.__new__(type(self))
-        memo[id(self)] = copy
-        copy.__setstate__(deepcopy(self.__getstate__(), memo))
-        model = None if self._model_ref is None else memo.get(id(self._model_ref()))
-        if model is not None:
-            copy._model_ref = weakref.ref(model)
-        return copy

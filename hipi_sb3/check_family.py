@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.wrappers import MultiTaskWrapper
 
@@ -30,6 +30,10 @@ def check_family(
     :param seed: seed of everything that is drawn
     :return: what is wrong, one sentence or two each; empty if nothing is
     """
+    try:
+        check_is_family("check_family", family)
+    except TypeError as error:
+        return [str(error)]
     problems = _check_pickle(family)
     problems += _check_prior(family, seed)
     if problems:
@@ -105,7 +109,7 @@ def _take_steps(family: TaskFamily, env: gym.Env, n_steps: int, policy: Policy |
         of_obs = family.features_key is not None
         steps.append(
             {
-                "features": next_obs[family.features_key] if of_obs else info["task_features"],
+                "features": family.features(env, obs, None, next_obs, reward, info) if of_obs else info["task_features"],
                 "task": obs[family.task_key] if of_obs else info["task"],
                 "task_after": next_obs[family.task_key] if of_obs else info["task"],
                 "reward": reward,

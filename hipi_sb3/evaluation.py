@@ -11,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+from hipi_sb3.given import numbers
 from hipi_sb3.tasks.family import TaskFamily
 
 
@@ -206,7 +207,11 @@ def bootstrap_interval(
     :param n_resamples: number of resamples
     :param seed: seed of the resampling
     :return: lower and upper end
+    :raises ValueError: when there are none
     """
+    values = numbers("values", values, "n_tasks", "n_episodes")
+    if values.size == 0:
+        raise ValueError(f"values must hold an episode of a task at least, but their shape is {values.shape}.")
     means = values.mean(axis=1) if len(values) > 1 else values[0]  # (n,)
     resamples = np.random.default_rng(seed).integers(len(means), size=(n_resamples, len(means)))
     tail = 50.0 * (1.0 - confidence)

@@ -1,6 +1,10 @@
 """The algorithm that a replay buffer belongs to: where it is found, whether it fits, and the tasks of its environment."""
 
 import sys
+import weakref
+from collections.abc import Callable
+from copy import deepcopy
+from types import FrameType
 from typing import Any
 
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -20,12 +24,71 @@ def owner_of(buffer: Any) -> OffPolicyAlgorithm | None:
     stable-baselines3 hands a buffer its spaces, not its algorithm. It builds one in ``_setup_model`` and restores one in
     ``load_replay_buffer``, and nowhere else: any other caller (a callback that unpickles a buffer, say) is no owner.
     """
-    frame = sys._getframe(1)
+    frame = _frame_outside(buffer)
+    return frame.f_locals["self"] if frame.f_code in _OWNERS else None
+
+
+def truncate_if_asked(buffer: Any) -> None:
+    """
+    Do what ``load_replay_buffer(path, truncate_last_traj=True)`` of stable-baselines3 asks of the buffer that it is restoring
+    right now; it has no hook for buffers other than its own HerReplayBuffer.
+
+    :param buffer: the buffer
+    """
+    if _frame_outside(buffer).f_locals.get("truncate_last_traj", False):
+        truncate_goal_env(buffer)
+
+
+def truncate_goal_env(buffer: Any) -> None:
+    """
+    End the unfinished episodes of a buffer that is in HerReplayBuffer's place. In other environments the buffer notices by
+    itself whether an episode goes on, as stable-baselines3's other buffers have no trajectories to truncate.
+
+    :param buffer: the buffer
+    """
+    if isinstance(buffer.family, GoalEnvTasks):
+        buffer.truncate_last_trajectory()
+
+
+def _frame_outside(buffer: Any) -> FrameType:
+    """The frame that builds, copies or restores a buffer, outside of the buffer's own methods and of reading the file."""
+    frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_locals.get("self") is buffer:
         frame = frame.f_back
     if frame.f_code is load_from_pkl.__code__ and frame.f_back is not None:
         frame = frame.f_back
-    return frame.f_locals["self"] if frame.f_code in _OWNERS else None
+    return frame
+
+
+class Owned:
+    """Copies and pickles of a buffer leave the algorithm and its environment behind."""
+
+    _model_ref: "weakref.ref[OffPolicyAlgorithm] | None"
+    _env_ref: "weakref.ref[Any] | None"
+    attach: Callable[[OffPolicyAlgorithm], None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without the algorithm and its environment."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_model_ref", "_env_ref")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
+        self.__dict__.update(state)
+        self._model_ref = None
+        self._env_ref = None
+        if (model := owner_of(self)) is not None:
+            self.attach(model)
+            truncate_if_asked(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy; where the whole algorithm is copied, the copy belongs to the algorithm's copy."""
+        copy = object.__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(deepcopy(self.__getstate__(), memo))
+        model = None if self._model_ref is None else memo.get(id(self._model_ref()))
+        if model is not None:
+            copy._model_ref = weakref.ref(model)
+        return copy
 
 
 def check_fits(buffer: Any, model: OffPolicyAlgorithm) -> None:
@@ -88,7 +151,8 @@ def family_of(model: OffPolicyAlgorithm, given: TaskFamily | None, is_given: boo
 
 def check_same_family(family: TaskFamily, held: TaskFamily) -> None:
     """
-    Check that an environment's tasks are those that a buffer holds transitions of.
+    Check that an environment's tasks are those that a buffer holds transitions of. Where these were read from a file and could
+    not take their environment along, they get it back.
 
     :param family: the environment's tasks
     :param held: the buffer's
@@ -100,3 +164,5 @@ def check_same_family(family: TaskFamily, held: TaskFamily) -> None:
             f"features, but the buffer holds transitions of {type(held).__name__} with {held.task_space} "
             f"and {held.feature_dim} features. Call model.replay_buffer.reset() or build a new algorithm."
         )
+    if isinstance(held, GoalEnvTasks):
+        held.revive(family)

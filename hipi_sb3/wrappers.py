@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
 
 
 class MultiTaskWrapper(gym.Wrapper):
@@ -31,8 +31,7 @@ class MultiTaskWrapper(gym.Wrapper):
 
     def __init__(self, env: gym.Env, family: TaskFamily, flatten: bool = False, fixed_task: Any = None) -> None:
         super().__init__(env)
-        if not isinstance(family, TaskFamily):
-            raise TypeError(f"MultiTaskWrapper: family must be a TaskFamily, not {type(family).__name__}: {family!r}.")
+        check_is_family("MultiTaskWrapper", family)
         family.check()
         inner = env.observation_space
         if flatten and not (isinstance(inner, spaces.Box) and len(inner.shape) == 1):

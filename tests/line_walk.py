@@ -47,6 +47,27 @@ def make_line_walk(family: TaskFamily = GOALS, max_steps: int = 8, **kwargs: Any
     return MultiTaskWrapper(TimeLimit(LineWalk(), max_steps), family, **kwargs)
 
 
+class MatrixWalk(gym.Wrapper):
+    """The walk with actions (2, 2), of which the first column's mean moves it, and observations (2, 1, 1)."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2, 1, 1), np.float32)
+    action_space = spaces.Box(np.array([[-1, -2], [-1, -3]], np.float32), np.array([[1, 2], [1, 5]], np.float32))
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return obs.reshape(2, 1, 1), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action} is not in {self.action_space}"
+        obs, *rest = self.env.step(action[:, 0].mean())
+        return obs.reshape(2, 1, 1), *rest  # type: ignore[return-value]
+
+
+def make_matrix_walk(max_steps: int = 8) -> gym.Env:
+    """The walk in matrices, with tasks and a time limit."""
+    return MultiTaskWrapper(TimeLimit(MatrixWalk(LineWalk()), max_steps), GOALS)
+
+
 def vec_line_walk(n_envs: int, **kwargs: Any) -> DummyVecEnv:
     """Several walks."""
     return DummyVecEnv([lambda: make_line_walk(**kwargs)] * n_envs)

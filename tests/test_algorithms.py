@@ -12,17 +12,27 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from line_walk import GOALS, LineWalk, directions, make_line_walk, one_task, vec_line_walk
+from line_walk import (
+    GOALS,
+    LineWalk,
+    MatrixWalk,
+    directions,
+    make_line_walk,
+    make_matrix_walk,
+    one_task,
+    vec_line_walk,
+)
 from numpy.testing import assert_allclose, assert_array_equal
-from stable_baselines3 import SAC, TD3
+from sb3_contrib import TQC
+from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 import hipi_sb3.relabel.rows
-from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TargetVelocity
-from hipi_sb3.relabel.learners import Pairs
+from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TargetVelocity, TrajectoryDataset
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, with_task
 from hipi_sb3.relabel.strategies import RelabelRows, Strategy
 
 SMALL: dict[str, Any] = {
@@ -110,6 +120,45 @@ def test_state_dependent_exploration_trains_with_every_score() -> None:
         model = make_model(use_sde=True, replay_buffer_kwargs={"score": score})
         train(model, 30)
         assert np.isfinite(parameters(model)).all()
+
+
+@pytest.mark.parametrize("algorithm", [HIPISAC, SAC, TD3, DDPG, TQC], ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize("options", [{}, {"score": "advantage"}, {"strategy": "future", "n_steps": 3}], ids=str)
+def test_actions_and_observations_may_have_several_axes(algorithm: Any, options: dict[str, Any]) -> None:
+    buffer_kwargs = {"n_candidate_tasks": 4, **options}
+    model = make_model(make_matrix_walk(), algorithm, replay_buffer_class=HIPIReplayBuffer, replay_buffer_kwargs=buffer_kwargs)
+    buffer = train(model)
+    assert buffer.actions.shape[2:] == (4,) and buffer.observations["observation"].shape[2:] == (2, 1, 1)
+    batch = model.replay_buffer.sample(8)  # type: ignore[union-attr]
+    assert batch.actions.shape == (8, 4) and batch.observations["observation"].shape == (8, 2, 1, 1)
+    obs = {"observation": np.zeros((3, 2, 1, 1), np.float32), "task": np.zeros((3, 1), np.float32)}
+    assert model.predict(obs)[0].shape == (3, 2, 2)
+    low, high = MatrixWalk.action_space.low, MatrixWalk.action_space.high
+    dataset = TrajectoryDataset.from_buffer(buffer)
+    assert np.all((dataset.actions >= low - 1e-5) & (dataset.actions <= high + 1e-5)) and np.ptp(dataset.actions[:, 1, 1]) > 4
+
+
+def test_scores_of_several_axes_are_those_of_pair_by_pair() -> None:
+    model = make_model(make_matrix_walk())
+    buffer = train(model)
+    batch = buffer.sample(6)
+    tasks = th.linspace(-1, 1, 5)[:, None]
+    numbers = th.zeros(6, 5)
+    layout = buffer.layout
+    pairs = Pairs(
+        batch.observations,
+        batch.next_observations,
+        batch.actions,
+        tasks,
+        numbers,
+        numbers,
+        numbers,
+        lambda observations, tasks: with_task(layout, observations, tasks),
+    )
+    with th.no_grad():
+        apart, repeated = SACLearner(model).pair_q(pairs), Learner(model).pair_q(pairs)
+    assert_allclose(apart.numpy(), repeated.numpy(), atol=1e-5)
+    assert np.ptp(apart.numpy(), axis=1).min() > 1e-4
 
 
 def test_hipisac_is_sac_with_the_hipi_buffer() -> None:
@@ -460,10 +509,10 @@ def test_options_survive_save_and_load(algorithm: type[SAC], tmp_path: pathlib.P
     assert (relabeler.relabel_prob, relabeler.inference.temperature, relabeler.score) == (0.3, "auto", "q")
 
 
-def save_and_load(model: SAC, folder: pathlib.Path, env: Any = None) -> SAC:
+def save_and_load(model: SAC, folder: pathlib.Path, env: Any = None, **kwargs: Any) -> SAC:
     model.save(folder / "model")
     model.save_replay_buffer(folder / "buffer")
-    loaded = type(model).load(folder / "model", env=make_line_walk() if env is None else env)
+    loaded = type(model).load(folder / "model", env=make_line_walk() if env is None else env, **kwargs)
     loaded.load_replay_buffer(folder / "buffer")
     return loaded
 
@@ -585,7 +634,7 @@ def test_neither_model_nor_environment_is_pickled_or_kept_alive() -> None:
 def test_a_subclass_of_the_buffer_finds_its_algorithm_too(tmp_path: pathlib.Path) -> None:
     model = make_model(replay_buffer_class=DerivedBuffer)
     train(model, 30)
-    loaded = save_and_load(model, tmp_path)
+    loaded = save_and_load(model, tmp_path, trust=True)  # a class of a user's own
     assert isinstance(loaded.replay_buffer, DerivedBuffer)
     assert loaded.replay_buffer.model is loaded
 

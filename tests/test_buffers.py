@@ -415,7 +415,7 @@ def add_to_her(her: HerReplayBuffer) -> Any:
 
 
 @pytest.mark.parametrize("total", [10, 15, 23])
-@pytest.mark.parametrize("strategy", ["final", "future"])
+@pytest.mark.parametrize("strategy", ["final", "future", "episode"])
 def test_goals_are_drawn_with_the_frequencies_of_sb3s_her(strategy: str, total: int) -> None:
     # Episodes of 4, 6, 5, 8 steps in 15 slots; at 23 steps the ring has wrapped.
     lengths, n_draws = [4, 6, 5, 8], 3000

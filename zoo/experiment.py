@@ -233,7 +233,8 @@ class TaskExperimentManager(SearchManager):
         model = super()._load_pretrained_agent(hyperparams, env)
         folder = Path(self.trained_agent).parent / REPLAY_BUFFER
         if folder.is_dir():
-            model.load_replay_buffer(folder)  # type: ignore[attr-defined]
+            # Whether an episode goes on shows when it does.
+            model.load_replay_buffer(folder, truncate_last_traj=False)  # type: ignore[attr-defined]
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -343,7 +344,7 @@ def relabel_options() -> list[str]:
     :return: names
     """
     own = inspect.signature(HIPIReplayBuffer.__init__).parameters
-    not_here = {*inspect.signature(ReplayBuffer.__init__).parameters, "family", "gamma"}
+    not_here = {*inspect.signature(ReplayBuffer.__init__).parameters, "family", "gamma", "her"}
     return [name for name in own if name not in not_here]
 
 

@@ -58,6 +58,7 @@ PREFIX = "relabel_"
 #: Mixtures of candidate tasks by name: Optuna stores categories as plain values.
 KEY_TO_MIXTURE: dict[str, dict[str, float]] = {
     "batch+achieved": {"batch": 0.5, "achieved": 0.5},
+    "future+achieved": {"future": 0.75, "achieved": 0.125, "batch": 0.125},
     "batch+prior": {"batch": 0.5, "prior": 0.5},
     "prior+achieved": {"prior": 0.5, "achieved": 0.5},
 }
@@ -73,8 +74,8 @@ SMALL_SPACE: dict[str, tuple[Any, ...]] = {
     "n_quantiles": (5, 25),
     "target_update_interval": (100, 2000),
     f"{PREFIX}n_candidate_tasks_pow": (3, 5),
-    f"{PREFIX}temperature": (1.0, "ess:8"),
-    f"{PREFIX}log_partition": ("batch", "none"),
+    f"{PREFIX}temperature": ("spread:1", "spread:2", 1.0),
+    f"{PREFIX}log_partition": ("running", "batch", "none"),
 }
 
 
@@ -165,11 +166,14 @@ def sample_relabeling(
     if reaches_goals:
         strategies += ["final", "future"]
         candidates += ["achieved", f"{candidates[0]}+achieved"]
+        candidates += ["future+achieved"] if has_critic else []
     elif has_critic:
         candidates.append("batch+prior")
     if family is not None and family.tasks is not None:
         candidates.append("all")
-    temperatures: list[float | str] = [1.0, 0.1, "ess:2", "ess:8"]
+    temperatures: list[float | str] = (
+        ["spread:0.3", "spread:1", "spread:2", "ess:8"] if has_critic else [1.0, 0.1, "ess:2", "ess:8"]
+    )
     if has_alpha:
         temperatures.append("auto")
     # All of them in every trial, although HER has no score: Optuna's multivariate sampler models a space that stays the same.
@@ -179,8 +183,11 @@ def sample_relabeling(
     trial.suggest_categorical(f"{PREFIX}candidates", candidates)
     trial.suggest_int(f"{PREFIX}n_candidate_tasks_pow", 3, 6)
     if has_critic:
-        trial.suggest_categorical(f"{PREFIX}score", ["td", "q"])
-    trial.suggest_categorical(f"{PREFIX}log_partition", ["batch", "mean", "none"])
+        trial.suggest_categorical(f"{PREFIX}score", ["progress", "advantage", "td"])
+        trial.suggest_categorical(f"{PREFIX}n_steps", [1, 3, 5])
+    # With a critic those that take candidates of each row's own.
+    log_partitions = ["none", "running"] if has_critic else ["batch", "mean", "none"]
+    trial.suggest_categorical(f"{PREFIX}log_partition", log_partitions)
     trial.suggest_categorical(f"{PREFIX}temperature", temperatures)
     return convert_relabeling(trial.params)
 

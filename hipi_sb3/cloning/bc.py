@@ -25,11 +25,12 @@ from hipi_sb3.experience.layout import each, gather
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.posterior import sample_rows
 from hipi_sb3.relabel.strategies import Strategy
+from hipi_sb3.saved_models import PlainFiles
 
 SelfHIPIBC = TypeVar("SelfHIPIBC", bound="HIPIBC")
 
 
-class HIPIBC(OffPolicyAlgorithm):
+class HIPIBC(PlainFiles, OffPolicyAlgorithm):
     """
     HIPI-BC: infer for which tasks each trajectory was right, and clone it for these (arXiv 2002.11089, section 3).
 

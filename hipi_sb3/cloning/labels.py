@@ -22,6 +22,7 @@ from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks
 from hipi_sb3.relabel.strategies import (
     HIPI,
     KEY_TO_STRATEGY,
+    EpisodeGoal,
     FinalGoal,
     FutureGoal,
     MaximumAPosteriori,
@@ -37,7 +38,7 @@ from hipi_sb3.tasks.family import TaskFamily
 TOP_K = "top_k"
 
 #: What can be asked of trajectories; the other strategies compare the values that a critic gives to transitions.
-TRAJECTORY_STRATEGIES = (NoRelabeling, RandomTask, FinalGoal, FutureGoal, HIPI, MaximumAPosteriori, MaximumReward)
+TRAJECTORY_STRATEGIES = (NoRelabeling, RandomTask, FinalGoal, FutureGoal, EpisodeGoal, HIPI, MaximumAPosteriori, MaximumReward)
 
 #: How returns of rows of different length are compared, see :class:`TrajectoryLabeler`.
 RETURNS = ("extended", "sum", "mean")
@@ -148,8 +149,8 @@ class TrajectoryLabeler:
 
     :param strategy: by name or object: ``"hipi"`` (the most probable tasks of the posterior, weighted by it), ``"map"`` (its
         mode), ``"none"`` (the commanded task), ``"random"``, ``"final"`` (goal at the end of the row, as GCSL), ``"future"``
-        (goal at a random step of the row), ``"max_reward"`` (largest return, no log Z), ``"top_k"`` (each task gets the rows
-        with the largest returns for it)
+        or ``"episode"`` (goal at a random step of the row), ``"max_reward"`` (largest return, no log Z), ``"top_k"``
+        (each task gets the rows with the largest returns for it)
     :param n_labels: how many tasks of the posterior a row keeps; their weights are scaled to sum to one
     :param temperature: T of the posterior: a number, or ``"ess:n"`` for n effective tasks a row, see
         :class:`~hipi_sb3.relabel.posterior.TaskInference`
@@ -214,7 +215,7 @@ class TrajectoryLabeler:
         self._check(dataset)
         family = dataset.family
         segments = Segments.of(dataset, self.segment_length)
-        has_returns = not isinstance(self.strategy, NoRelabeling | RandomTask | FinalGoal | FutureGoal)
+        has_returns = not isinstance(self.strategy, NoRelabeling | RandomTask | FinalGoal | FutureGoal | EpisodeGoal)
         # Read once to check it, and once to judge it.
         with show_progress((1 + has_returns) * dataset.n_steps, "labelling", progress_bar) as done:
             dataset.check(done)
@@ -379,6 +380,9 @@ class LabelRows:
         size = (len(self.segments.start),) if n is None else (n, len(self.segments.start))
         steps = self.segments.start + self.rng.integers(0, self.segments.length, size=size)
         return self.family.achieved(self.dataset.features[steps.T])
+
+    def episode_tasks(self) -> np.ndarray:
+        return self.future_tasks()  # a row is all of its steps
 
 
 def segment_returns(

@@ -83,14 +83,14 @@ class TaskConditionedBCPolicy(BasePolicy):
         log pi(a | s, psi).
 
         :param obs: observations with tasks, (batch_size, ...)
-        :param actions: actions, (batch_size, action_dim), scaled to [-1, 1], or (batch_size,) if discrete
+        :param actions: actions of the shape of the space, (batch_size, ...), scaled to [-1, 1], or (batch_size,) if discrete
         :return: log-likelihood, (batch_size,)
         """
         if self.is_discrete:
             return th.log_softmax(self.actor(obs), dim=1).gather(1, actions.long()[:, None])[:, 0]  # over actions
         mean, log_std, _ = self.actor.get_action_dist_params(obs)
         distribution = self.actor.action_dist.proba_distribution(mean, log_std.clamp(min=self.log_std_min))
-        return distribution.log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION))
+        return distribution.log_prob(actions.clamp(-MAX_ACTION, MAX_ACTION).flatten(start_dim=1))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self._predict(obs, deterministic)

@@ -21,8 +21,10 @@ from hipi_sb3.cloning.logged import read_logged
 from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
 from hipi_sb3.experience.archives import read_npy, read_npz
 from hipi_sb3.experience.files import space_from_json, space_to_json
+from hipi_sb3.experience.layout import each
 from hipi_sb3.experience.transitions import Experience
-from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.given import numbers
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
 
 #: Steps that are read at a time.
 BLOCK_STEPS = 1 << 14
@@ -65,16 +67,17 @@ class TrajectoryDataset:
         tasks: np.ndarray | None = None,
         env_terminated: np.ndarray | None = None,
     ) -> None:
+        check_is_family("TrajectoryDataset", family)
         if not isinstance(action_space, spaces.Box | spaces.Discrete):
             raise ValueError(f"TrajectoryDataset: actions must be Box or Discrete, not {action_space}.")
         self.family = family
         self.observation_space = observation_space
         self.action_space = action_space
-        self.observations = observations
-        self.actions = actions
-        self.features = features
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.tasks = None if tasks is None else np.asarray(tasks, dtype=np.float32)
+        # asanyarray: files that are mapped into memory stay so.
+        self.observations = each(observations, np.asanyarray)
+        self.actions, self.features = np.asanyarray(actions), np.asanyarray(features)
+        self.lengths = numbers("lengths", lengths, "n_trajectories").astype(np.int64)
+        self.tasks = None if tasks is None else numbers("tasks", tasks, "n_trajectories", "task_dim").astype(np.float32)
         n_trajectories = len(self.lengths)
         self.env_terminated = (
             np.zeros(n_trajectories, dtype=bool) if env_terminated is None else np.asarray(env_terminated, dtype=bool)

@@ -134,7 +134,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """
     Describe a space by plain values.
 
-    :param space: ``Box``, ``Discrete``, or a ``Dict`` of such
+    :param space: ``Box``, ``Discrete``, ``MultiDiscrete``, ``MultiBinary``, or a ``Dict`` of such
     :return: dicts, lists and numbers
     :raises ValueError: when it is another space
     """
@@ -142,8 +142,12 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
         return {"parts": {key: space_to_json(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"nvec": space.nvec.tolist(), "dtype": space.dtype.name, "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"bits": list(space.shape)}
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"Box, Discrete and Dict spaces can be saved, but not {space}.")
+        raise ValueError(f"Box, Discrete, MultiDiscrete, MultiBinary and Dict spaces can be saved, but not {space}.")
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": space.dtype.name}
 
 
@@ -158,7 +162,11 @@ def space_from_json(entry: dict[str, Any]) -> spaces.Space:
         return spaces.Dict({key: space_from_json(part) for key, part in entry["parts"].items()})
     if "n" in entry:
         return spaces.Discrete(entry["n"], start=entry["start"])
+    if "bits" in entry:
+        return spaces.MultiBinary(entry["bits"] if len(entry["bits"]) > 1 else entry["bits"][0])
     dtype: Any = np.dtype(entry["dtype"])
+    if "nvec" in entry:
+        return spaces.MultiDiscrete(entry["nvec"], dtype=dtype, start=entry["start"])
     return spaces.Box(np.array(entry["low"], dtype=dtype), np.array(entry["high"], dtype=dtype), dtype=dtype)
 
 

@@ -5,31 +5,81 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 
 @dataclass(frozen=True)
 class TaskLayout:
     """
-    Where an observation holds its task: under a key of a Dict, or in the last entries of a flat Box.
+    Where an observation holds its task: under a key of a Dict, or in the last entries of a flat Box. And how: a goal may be an
+    image, a number or bits there. Everywhere else tasks are flat vectors of floating-point numbers; here is the one place that
+    turns one into the other.
 
     Works alike on single observations and on batches.
 
     :param key: key of a Dict observation; None for ``observation || task`` in one Box
-    :param task_dim: length of a task
+    :param task_dim: numbers of a task
+    :param shape: shape of a task as it is stored in an observation, (task_dim,) if None
     """
 
     key: str | None
     task_dim: int
+    shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_space(cls, space: spaces.Space, key: str, task_dim: int) -> "TaskLayout":
+        """
+        The layout of observations of a space.
+
+        :param space: space of the observations
+        :param key: key of the task where it is a Dict
+        :param task_dim: numbers of a task
+        :return: the layout
+        """
+        return cls(key, task_dim, stored_shape(space[key])) if isinstance(space, spaces.Dict) else cls(None, task_dim)
 
     def get(self, observations: Any) -> Any:
         """Tasks of observations, (..., task_dim)."""
-        return observations[..., -self.task_dim :] if self.key is None else observations[self.key]
+        if self.key is None:
+            return observations[..., -self.task_dim :]
+        return self.flatten(observations[self.key])
 
     def put(self, observations: Any, tasks: Any) -> Any:
-        """The same observations with other tasks, (..., task_dim); the argument is left as it is."""
+        """The same observations with other tasks, (..., task_dim), in the type of these; the argument is left as it is."""
         if self.key is not None:
-            return {**observations, self.key: tasks}
+            return {**observations, self.key: self.unflatten(tasks)}
         return np.concatenate([observations[..., : -self.task_dim], tasks], axis=-1)
+
+    def write(self, observations: Any, rows: np.ndarray, tasks: np.ndarray) -> None:
+        """Put tasks, (n_rows, task_dim), into rows of the arrays of observations, in the type that they have there."""
+        if self.key is None:
+            observations[rows, -self.task_dim :] = tasks
+        else:
+            observations[self.key][rows] = self.unflatten(tasks)
+
+    def flatten(self, values: np.ndarray) -> np.ndarray:
+        """Goals as observations have them, (..., *shape), as flat floating-point numbers, (..., task_dim)."""
+        if values.dtype.kind != "f":
+            values = values.astype(np.float32)
+        if self.shape is None or len(self.shape) == 1:
+            return values
+        return values.reshape(*values.shape[: values.ndim - len(self.shape)], self.task_dim)
+
+    def unflatten(self, tasks: Any) -> Any:
+        """The way back but for the type: (..., task_dim) -> (..., *shape)."""
+        if self.shape is None or len(self.shape) == 1:
+            return tasks
+        return tasks.reshape(*tasks.shape[:-1], *self.shape)
+
+
+def stored_shape(space: spaces.Space) -> tuple[int, ...]:
+    """
+    Shape of a stored observation: stable-baselines3 keeps the number of a discrete one in an array of length one.
+
+    :param space: its space
+    :return: its shape
+    """
+    return (1,) if isinstance(space, spaces.Discrete) else tuple(space.shape or ())
 
 
 def each(observations: Any, function: Callable[[Any], Any]) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.experience.episodes import NO_ENVS, EpisodeIndex, grow
-from hipi_sb3.experience.layout import TaskLayout, take
+from hipi_sb3.experience.layout import TaskLayout, stored_shape, take
 
 
 class ObservationStore:
@@ -28,7 +28,7 @@ class ObservationStore:
         self.episodes = episodes
         shapes: dict[str, Any]
         if isinstance(space, spaces.Dict):
-            shapes = {key: _shape(part) for key, part in space.spaces.items()}
+            shapes = {key: stored_shape(part) for key, part in space.spaces.items()}
             types = {key: _stored_type(part) for key, part in space.spaces.items()}
             assert layout.key is not None
             task_type = types[layout.key]
@@ -165,7 +165,7 @@ class ObservationStore:
     def _join(self, parts: dict[str, np.ndarray], tasks: np.ndarray) -> Any:
         if self.layout.key is None:
             return np.concatenate([parts[""], tasks], axis=-1)
-        return {key: tasks if key == self.layout.key else parts[key] for key in self._keys}
+        return {key: self.layout.unflatten(tasks) if key == self.layout.key else parts[key] for key in self._keys}
 
     def _make_room(self) -> None:
         n_slots = len(self.episodes.last_row)
@@ -195,11 +195,6 @@ class ObservationStore:
         self.rows = {key: grow(array, n_rows) for key, array in arrays["rows"].items()}
         self.last = {key: grow(array, n_slots) for key, array in arrays["last"].items()}
         self.last_tasks, self.tasks = grow(arrays["last_tasks"], n_slots), grow(arrays["tasks"], n_slots)
-
-
-def _shape(space: spaces.Space) -> tuple[int, ...]:
-    """Shape of a stored observation: stable-baselines3 keeps the number of a discrete one in an array of length one."""
-    return (1,) if isinstance(space, spaces.Discrete) else tuple(space.shape or ())
 
 
 def _stored_type(space: spaces.Space) -> np.dtype:

@@ -1,5 +1,6 @@
 """What happened: the transitions of a ring buffer, as they happened, by step and environment."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ Steps = tuple[np.ndarray, np.ndarray]
 
 class Experience:
     """
-    A ring of transitions of several environments that step together. What was added is never changed.
+    A ring of transitions of several environments that step together. What was added is never changed, except by
+    :meth:`truncate`.
 
     Each observation is stored once, a task once an episode. Terminations are stored by cause: those that are the
     environment's own hold for whatever task a step is judged by, time limits for none.
@@ -28,7 +30,8 @@ class Experience:
     :param action_dim: entries of a stored action
     :param action_dtype: their type
     :param feature_dim: features of a step
-    :param features_key: key of the next observation that is the features; None where they are stored apart
+    :param features_key: key of the next observation, laid out as the task, that is the first of the features; None where all
+        are stored apart. What follows is stored once any of it is not 0, and until then is left out where features are read
     """
 
     #: Arrays (buffer_size, n_envs, ...) that hold one entry a step.
@@ -47,7 +50,7 @@ class Experience:
     ) -> None:
         self.buffer_size, self.n_envs = buffer_size, n_envs
         self.observation_space, self.layout = observation_space, layout
-        self.features_key = features_key
+        self.feature_dim, self.features_key = feature_dim, features_key
         self.pos, self.full = 0, False
 
         def allocate(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -56,6 +59,7 @@ class Experience:
         self.actions = allocate(action_dim, dtype=action_dtype)
         self.rewards = allocate()
         self.dones, self.timeouts, self.env_terminated = (allocate(dtype=bool) for _ in range(3))
+        #: Features that are in no observation, (buffer_size, n_envs, n).
         self._features = allocate(feature_dim) if features_key is None else None
         self.episodes = EpisodeIndex(buffer_size, n_envs)
         self.store = ObservationStore(observation_space, layout, self.episodes)
@@ -94,11 +98,35 @@ class Experience:
         self.dones[pos] = dones
         self.timeouts[pos] = timeouts
         self.env_terminated[pos] = env_terminated
+        if self.features_key is not None:
+            features = features[:, self.layout.task_dim :]
+            if self._features is None and features.any():
+                self._features = np.zeros((self.buffer_size, *features.shape), dtype=np.float32)
         if self._features is not None:
             self._features[pos] = features
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
+
+    def truncate(self, as_time_limit: bool) -> None:
+        """
+        End the episodes that go on with their last step, because they will not be continued.
+
+        :param as_time_limit: whether that counts as a time limit, so that their values are bootstrapped, or as a termination
+        """
+        unfinished = np.flatnonzero(self.episodes.length > 0)
+        if len(unfinished) == 0:
+            return
+        warnings.warn(
+            "The last trajectory in the replay buffer will be truncated.\nIf the environment is still in the episode in which "
+            "the buffer was saved, pass truncate_last_traj=False to load_replay_buffer.",
+            stacklevel=2,
+        )
+        self.dones[self.pos - 1, unfinished] = True
+        cause = self.timeouts if as_time_limit else self.env_terminated
+        cause[self.pos - 1, unfinished] = True
+        for env_index in unfinished:
+            self.episodes.finish(env_index)
 
     def transitions(self, at: Steps) -> tuple[Any, Any]:
         """
@@ -114,12 +142,12 @@ class Experience:
         Features of steps.
 
         :param at: ring indices and environment indices, (...,) each
-        :return: (..., feature_dim); a copy
+        :return: (..., feature_dim), or (..., task_dim) while nothing follows what is in the observation; a copy
         """
+        parts = [] if self._features is None else [take(self._features, at)]
         if self.features_key is not None:
-            return self.store.next_part(self.features_key, at)
-        assert self._features is not None
-        return take(self._features, at)
+            parts.insert(0, self.layout.flatten(self.store.next_part(self.features_key, at)))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def after(self, at: Steps, offsets: Any) -> Steps:
         """
@@ -193,13 +221,10 @@ class Experience:
     def __getstate__(self) -> dict[str, Any]:
         """State without the rows that were never written."""
         settings = {
-            key: getattr(self, key) for key in ("buffer_size", "n_envs", "observation_space", "layout", "features_key")
+            key: getattr(self, key)
+            for key in ("buffer_size", "n_envs", "observation_space", "layout", "feature_dim", "features_key")
         }
-        shapes = {
-            "action_dim": self.actions.shape[2],
-            "action_dtype": self.actions.dtype,
-            "feature_dim": 0 if self._features is None else self._features.shape[2],
-        }
+        shapes = {"action_dim": self.actions.shape[2], "action_dtype": self.actions.dtype}
         return {"settings": settings | shapes, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ class FastSAC(SAC):
             tensors, is_batch = self.policy.obs_to_tensor(observation)
             features = self.actor.extract_features(tensors, self.actor.features_extractor)
             actions = PolicySample(self.actor, features, deterministic).actions.cpu().numpy()
-        actions = self.policy.unscale_action(actions)
+        actions = self.policy.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
         return (actions if is_batch else actions[0]), state
 
     def dump_logs(self) -> None:

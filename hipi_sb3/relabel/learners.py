@@ -196,7 +196,7 @@ class SACLearner(Learner):
     Where its networks are plain ones, observations and tasks go through their first layers apart: neither is repeated.
     """
 
-    #: Which entry of flat observations is the first of the task, once it is known.
+    #: Which entry of flat observations is the first of the task, once it is known; -1 if none is.
     _first: int | None = None
 
     def pair_q(self, pairs: Pairs) -> th.Tensor:
@@ -218,15 +218,24 @@ class SACLearner(Learner):
         """Flat observations and tasks, apart; None where the networks or the observations are of another kind."""
         if not self._is_plain:
             return None
-        no_task = pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])
-        rows = self._flatten(pairs.with_task(observations, no_task))
         if self._first is None:
-            # On the CPU, whatever the device is: nothing has to be read back.
-            one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device="cpu"))
-            no_task = no_task.new_zeros(1, no_task.shape[1], device="cpu")
-            is_task = self._flatten(pairs.with_task(one_row, no_task + 1)) != self._flatten(pairs.with_task(one_row, no_task))
-            self._first = int(is_task[0].byte().argmax())
+            self._first = self._first_of_task(pairs, observations)
+        if self._first < 0:
+            return None
+        rows = self._flatten(pairs.with_task(observations, pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])))
         return PairInputs(rows, pairs.tasks, self._first)
+
+    def _first_of_task(self, pairs: Pairs, observations: TensorObs) -> int:
+        """Which input is the first of the task; -1 where the networks see something else of it, such as a one-hot code."""
+        # On the CPU, whatever the device is: nothing has to be read back.
+        one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device="cpu"))
+        no_task = th.zeros(1, pairs.tasks.shape[-1])
+        change = (self._flatten(pairs.with_task(one_row, task)) for task in (no_task + 1, no_task))
+        difference = next(change)[0] - next(change)[0]
+        first = int(difference.bool().byte().argmax())
+        expected = th.zeros_like(difference)
+        expected[first : first + no_task.shape[1]] = 1
+        return first if th.equal(difference, expected) else -1
 
     @cached_property
     def _is_plain(self) -> bool:

@@ -17,6 +17,7 @@ import torch as th
 from gymnasium import spaces
 from scipy.special import logsumexp
 
+from hipi_sb3.given import as_scores, of_tasks
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.task_set import TaskSet
 
@@ -74,7 +75,7 @@ class NoLogPartition(LogPartition):
     needs_shared_candidates = False
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-        return np.zeros(scores.shape[-1])
+        return np.zeros(np.shape(scores)[-1])
 
 
 class MeanLogPartition(LogPartition):
@@ -83,6 +84,7 @@ class MeanLogPartition(LogPartition):
     """
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+        scores = as_scores(scores)
         possible = np.isfinite(scores)
         # Mean over the rows (axis 0) for which the task is possible at all.
         return np.sum(np.where(possible, scores, 0.0), axis=0) / np.maximum(possible.sum(axis=0), 1)
@@ -94,7 +96,7 @@ class BatchLogPartition(LogPartition):
     """
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-        log_z = log_mean_exp(scores)
+        log_z = log_mean_exp(as_scores(scores))
         # A task that is impossible for every row has log Z = -inf; it is excluded by its scores, not by its price.
         return np.where(np.isneginf(log_z), 0.0, log_z)
 
@@ -116,18 +118,18 @@ class SinkhornLogPartition(LogPartition):
         self._has_warned = False
 
     def __call__(self, tasks: np.ndarray, scores: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+        scores = as_scores(scores)
+        log_weights = of_tasks("log_weights", log_weights, scores)
         price = BatchLogPartition()(tasks, scores, log_weights)
-        possible = scores[~np.isneginf(scores).all(axis=1)]  # rows with any task at all
-        supplied = ~np.isneginf(possible).all(axis=0)  # tasks with any row at all
-        if len(possible) == 0:
+        log_joint = scores - price + log_weights
+        is_possible = ~np.isneginf(log_joint)
+        supplied = is_possible.any(axis=0)  # tasks with any row at all
+        if not supplied.any():
             return price
-        log_prior = log_weights - logsumexp(log_weights[supplied])
-        log_joint = possible - price + log_prior
-        # Rows scaled by their largest entry: what underflows then has no share in any label.
-        joint = np.exp(log_joint - log_joint.max(axis=1, keepdims=True))
-        prior = np.exp(log_prior[supplied])
-        joint = joint[:, supplied]
-        scale = np.ones(len(prior))  # exp(-change of the price)
+        log_joint = log_joint[is_possible.any(axis=1)][:, supplied]  # rows with any task at all
+        log_prior = np.broadcast_to(log_weights, price.shape)[supplied]
+        prior = np.maximum(np.exp(log_prior - logsumexp(log_prior)), 1e-300)
+        joint, scale = _scaled_rows(log_joint), np.ones(len(prior))  # scale: exp(-change of the price)
         error = np.inf
         for _ in range(self.max_rounds):
             rows = 1.0 / (joint @ scale)  # the posterior's normaliser of each transition
@@ -137,6 +139,12 @@ class SinkhornLogPartition(LogPartition):
                 break
             scale *= prior / np.maximum(marginal, 1e-12)
             scale /= scale.max()
+            if scale.min() < 1e-100:
+                # On the way out of what a float holds: what has changed so far goes into the price, and it begins anew.
+                change = np.log(scale)
+                price[supplied] -= change
+                log_joint += change
+                joint, scale = _scaled_rows(log_joint), np.ones(len(prior))
         else:
             if not self._has_warned:
                 self._has_warned = True
@@ -145,8 +153,13 @@ class SinkhornLogPartition(LogPartition):
                     "Raise the temperature or max_rounds, or use log_partition='batch'.",
                     stacklevel=2,
                 )
-        price[supplied] -= np.log(np.maximum(scale, 1e-300))
+        price[supplied] -= np.log(scale)
         return price
+
+
+def _scaled_rows(log_joint: np.ndarray) -> np.ndarray:
+    """Rows scaled by their largest entry: what underflows then has no share in any label."""
+    return np.exp(log_joint - log_joint.max(axis=1, keepdims=True))  # over tasks
 
 
 class RunningLogPartition(LogPartition):

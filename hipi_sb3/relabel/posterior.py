@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from hipi_sb3.given import as_scores, numbers, of_tasks
 from hipi_sb3.relabel.log_partition import LogPartition
 
 #: Smallest temperature that is divided by: "T = 0 is the argmax" is reached in the limit, without a case of its own.
@@ -28,19 +29,28 @@ def task_posterior(
     :param log_partition: log Z(psi), (n_tasks,) or (batch_size, n_tasks)
     :param log_weights: log p(psi) of the candidates, up to a constant, (n_tasks,) or (batch_size, n_tasks)
     :return: posterior, (batch_size, n_tasks); each row sums to one, except that a row without a possible task is all zero
-    :raises ValueError: when a score is NaN
+    :raises TypeError: when an argument holds no numbers
+    :raises ValueError: when its shape is another one, there is no task, or a number is NaN or infinitely good
     """
-    if np.isnan(scores).any():
-        row, task = np.argwhere(np.isnan(scores))[0]
-        raise ValueError(
-            f"The score of row {row} for candidate task {task} is NaN. Either the family's reward is NaN there or the "
-            "critic has diverged: check rewards, learning rate and observation scale."
-        )
+    scores = numbers("scores", scores, "batch_size", "n_tasks")
+    log_partition, log_weights = of_tasks("log_partition", log_partition, scores), of_tasks("log_weights", log_weights, scores)
     log_posterior = scores - log_partition + log_weights
     largest = log_posterior.max(axis=1, keepdims=True)  # over tasks
+    if not np.all(largest < np.inf):  # as NaN is not either
+        as_scores(scores)  # says so, if it is the scores
+        _raise_no_number(log_posterior, scores, log_partition, log_weights)
     # A row without a possible task has -inf everywhere; exp(-inf - 0) = 0 leaves it all zero.
     weights = np.exp(log_posterior - np.where(np.isneginf(largest), 0.0, largest))
     return weights / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)  # over tasks; a possible row sums to 1 or more
+
+
+def _raise_no_number(log_posterior: np.ndarray, *of_what: np.ndarray) -> None:
+    row, task = np.argwhere(~(log_posterior < np.inf))[0]
+    score, price, weight = (np.broadcast_to(values, log_posterior.shape)[row, task] for values in of_what)
+    raise ValueError(
+        f"The posterior of row {row} for candidate task {task} is no number: score {score}, log_partition {price}, "
+        f"log_weights {weight}. Exclude a task by a score or a weight of -inf, and give every task a price that is a number."
+    )
 
 
 def effective_tasks(posterior: np.ndarray) -> np.ndarray:
@@ -50,6 +60,7 @@ def effective_tasks(posterior: np.ndarray) -> np.ndarray:
     :param posterior: posterior, (batch_size, n_tasks)
     :return: effective sample size, (batch_size,)
     """
+    posterior = numbers("posterior", posterior, "batch_size", "n_tasks")
     return 1.0 / np.maximum(np.sum(posterior**2, axis=1), 1e-300)  # over tasks
 
 
@@ -132,13 +143,21 @@ class TaskInference:
 
         :return: T, a scalar, and log Z, (n_tasks,) or (batch_size, n_tasks)
         """
-        scores = np.asarray(scores, dtype=np.float64)
+        tasks, scores = np.asarray(tasks), as_scores(scores)
+        log_weights = of_tasks("log_weights", log_weights, scores)
+        if tasks.ndim not in (2, 3) or tasks.shape[-2] != scores.shape[1] or tasks.size == 0:
+            raise ValueError(
+                f"tasks must have shape ({scores.shape[1]}, task_dim), a task a column of the scores, or such a set a row, "
+                f"but their shape is {tasks.shape} and that of the scores {scores.shape}."
+            )
         if self.spreads is not None:
             temperature = np.asarray(self.spreads * spread(centered_scores(scores, by_column=tasks.ndim == 2)))
         elif self.target_tasks is not None:
             centered = centered_scores(scores, by_column=tasks.ndim == 2)
             temperature = common_temperature(centered, log_weights, self.target_tasks)
         else:
+            if self.needs_alpha and alpha is None:
+                raise ValueError("temperature='auto' is the learner's entropy temperature: pass alpha, or give a number.")
             temperature = np.asarray(alpha if self.needs_alpha else self.temperature, dtype=np.float64)
         scaled = scores / np.maximum(temperature, MIN_TEMPERATURE)
         self.log_partition.update(tasks, scaled)
@@ -156,13 +175,14 @@ class TaskInference:
         :param log_partition: log Z, (n_tasks,) or (batch_size, n_tasks)
         :return: posterior, log Z and T
         """
-        scaled = np.asarray(scores, dtype=np.float64) / np.maximum(temperature, MIN_TEMPERATURE)
+        divisor = np.maximum(temperature, MIN_TEMPERATURE)
+        scaled = numbers("scores", scores, "batch_size", "n_tasks") / divisor
         if self.target_tasks is None:
             return Inference(task_posterior(scaled, log_partition, log_weights), log_partition, temperature)
         # T log Z is a price in units of the score. With it fixed, each row takes the T that it needs.
         priced = scaled - log_partition
         ratio = row_temperatures(priced, log_weights, self.target_tasks)
-        return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, temperature * ratio)
+        return Inference(task_posterior(priced / ratio, 0.0, log_weights), log_partition, divisor * ratio)
 
 
 def centered_scores(scores: np.ndarray, by_column: bool) -> np.ndarray:
@@ -173,6 +193,7 @@ def centered_scores(scores: np.ndarray, by_column: bool) -> np.ndarray:
     :param by_column: whether columns are tasks; otherwise the mean of all is subtracted
     :return: centred scores; -inf stays
     """
+    scores = numbers("scores", scores, "batch_size", "n_tasks")
     finite = np.isfinite(scores)
     axis = 0 if by_column else None
     return scores - np.sum(np.where(finite, scores, 0.0), axis=axis) / np.maximum(finite.sum(axis=axis), 1)
@@ -185,6 +206,7 @@ def spread(centered: np.ndarray) -> float:
     :param centered: what :func:`centered_scores` returns, (batch_size, n_tasks)
     :return: the spread, in the units of the score
     """
+    centered = numbers("centered", centered, "batch_size", "n_tasks")
     finite = np.isfinite(centered)
     return float(np.sqrt(np.sum(np.where(finite, centered, 0.0) ** 2) / max(np.count_nonzero(finite), 1)))
 
@@ -212,10 +234,14 @@ def row_temperatures(log_odds: np.ndarray, log_weights: np.ndarray, target_tasks
     :param log_odds: priced scores, (batch_size, n_tasks)
     :param log_weights: log prior weights, (n_tasks,) or (batch_size, n_tasks)
     :param target_tasks: effective number of tasks
-    :return: T, (batch_size, 1); an end of the searched range where no temperature reaches the target
+    :return: T, (batch_size, 1); within a factor of 1000 of the spread of the row's possible tasks
     """
     finite = np.isfinite(log_odds)
-    spread = np.std(np.where(finite, log_odds, 0.0), axis=1, keepdims=True)
+    # An impossible task has no part in it, nor has an offset of all that are possible.
+    n_possible = np.maximum(finite.sum(axis=1, keepdims=True), 1)  # over tasks
+    mean = np.sum(np.where(finite, log_odds, 0.0), axis=1, keepdims=True) / n_possible
+    squares = np.sum(np.where(finite, log_odds - mean, 0.0) ** 2, axis=1, keepdims=True)
+    spread = np.sqrt(squares / n_possible)
 
     def effective(temperature: np.ndarray) -> np.ndarray:
         return effective_tasks(task_posterior(log_odds / temperature, 0.0, log_weights))[:, None]
@@ -243,8 +269,15 @@ def sample_rows(probabilities: np.ndarray, rng: np.random.Generator) -> np.ndarr
     :param probabilities: (batch_size, n_tasks), rows sum to one
     :param rng: random generator
     :return: column indices, (batch_size,)
+    :raises TypeError: when the probabilities are no numbers
+    :raises ValueError: when they have another shape, or one is NaN
     """
+    probabilities = numbers("probabilities", probabilities, "batch_size", "n_tasks")
     cumulative = np.cumsum(probabilities, axis=1)  # over tasks
+    if cumulative.shape[1] == 0 or np.isnan(cumulative[:, -1]).any():
+        raise ValueError(
+            f"probabilities must have a column to draw and no NaN, but they are {probabilities}. Check where they come from."
+        )
     # Scaled by the last entry, so that rounding cannot leave a gap above it.
     threshold = rng.random(len(probabilities))[:, None] * cumulative[:, -1:]
     return np.minimum(np.sum(cumulative <= threshold, axis=1), probabilities.shape[1] - 1)
@@ -258,6 +291,8 @@ def label_divergence(posterior: np.ndarray, log_weights: np.ndarray) -> float:
     :param log_weights: log prior weights of the candidates, (n_tasks,) or (batch_size, n_tasks)
     :return: KL(mean_i q_i || p), in nats
     """
+    posterior = numbers("posterior", posterior, "batch_size", "n_tasks")
+    log_weights = of_tasks("log_weights", log_weights, posterior)
     log_prior = log_weights - logsumexp(log_weights, axis=-1, keepdims=True)  # over tasks
     marginal = posterior.mean(axis=0)  # over transitions
     prior = np.exp(log_prior) if log_prior.ndim == 1 else np.exp(log_prior).mean(axis=0)

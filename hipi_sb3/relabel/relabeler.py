@@ -215,9 +215,9 @@ class Relabeler:
                 batch = self._rows(experience, at, rows, learner, normalization, (obs, next_obs))
                 is_early = self.strategy.needs_scores and not asks_critic
                 pooled = self._assign(batch, RandomTask() if is_early else self.strategy, record)
-            # In place: obs and next_obs are copies of what is stored.
             tasks[rows] = pooled
-            experience.layout.get(next_obs)[...] = tasks
+            for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
+                experience.layout.write(observations, rows, pooled)
         return Relabeled(at, obs, next_obs, tasks, is_new)
 
     def preview(

@@ -100,6 +100,10 @@ class RelabelBatch:
         # Inclusive of this step and of the last one.
         return self.family.achieved(self._features_ahead((steps, env_inds), self.rng.integers(0, ahead + 1)))
 
+    def episode_tasks(self) -> np.ndarray:
+        before, ahead = self.experience.episodes.bounds(self.at)
+        return self.family.achieved(self._features_ahead(self.at, self.rng.integers(-before, ahead + 1)))
+
     def trajectory_returns(self, tasks: np.ndarray) -> np.ndarray:
         before, ahead = self.experience.episodes.bounds(self.at)
         return self._returns((self.at[0] - before, self.at[1]), before + ahead + 1, tasks)
@@ -181,6 +185,7 @@ class RelabelBatch:
             "reward_after": np.add.reduce(self.family.reward(self.features, tasks)) / len(tasks),
             "trivial_share": np.count_nonzero(fulfilled) / len(tasks),
         }
+        values |= self.family.diagnostics(self.features)
         if "inference" not in self.__dict__:
             return values
         found = self.inference

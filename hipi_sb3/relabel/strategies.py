@@ -45,6 +45,9 @@ class RelabelRows(Protocol):
     def future_tasks(self, n: int | None = None) -> np.ndarray:
         """Tasks that random later steps of the rows' own trajectories fulfil, (batch_size, task_dim), or n of them each."""
 
+    def episode_tasks(self) -> np.ndarray:
+        """Tasks that random steps of the rows' own trajectories fulfil, earlier or later, (batch_size, task_dim)."""
+
 
 class Strategy(ABC):
     """
@@ -113,6 +116,18 @@ class FutureGoal(Strategy):
 
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
         return rows.future_tasks()
+
+
+class EpisodeGoal(Strategy):
+    """
+    Hindsight experience replay, "episode": a goal that the trajectory reaches at any of its steps (arXiv 1707.01495).
+    """
+
+    needs_candidates = False
+    needs_goals = True
+
+    def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
+        return rows.episode_tasks()
 
 
 class HIPI(Strategy):
@@ -195,6 +210,7 @@ KEY_TO_STRATEGY: dict[str, type[Strategy]] = {
     "random": RandomTask,
     "final": FinalGoal,
     "future": FutureGoal,
+    "episode": EpisodeGoal,
     "hipi": HIPI,
     "map": MaximumAPosteriori,
     "max_reward": MaximumReward,

@@ -10,7 +10,7 @@ To add a family: subclass :class:`TaskFamily` (or fill in :class:`CallableTasks`
 import bisect
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.given import as_tasks, numbers
 from hipi_sb3.tasks.task_set import TaskSet
 
 #: ``features(env, obs, action, next_obs, reward, info) -> (feature_dim,)``, what :meth:`TaskFamily.features` computes.
@@ -43,6 +44,8 @@ class TaskFamily(ABC):
     task_key = "task"
     #: Key of the next observation that holds the features already; None where ``info["task_features"]`` does.
     features_key: str | None = None
+    #: Whether the features hold whatever the environment pays, so that its reward always is the family's.
+    has_every_reward = False
     #: What to do where an environment's reward is not the family's.
     reward_remedy = "Apply wrappers that change the reward inside MultiTaskWrapper, or scale rewards with VecNormalize."
 
@@ -63,6 +66,8 @@ class TaskFamily(ABC):
         self.feature_dim = int(feature_dim)
         self.tasks: np.ndarray | None = None
         if tasks is not None:
+            # Of many one-hot tasks the array is a view, which must not be copied.
+            tasks = tasks if isinstance(tasks, np.ndarray) else numbers("tasks", tasks)
             self.tasks = np.asarray(tasks, dtype=np.float32)
             if self.tasks.ndim != 2 or self.tasks.shape[1] != self.task_dim or len(self.tasks) == 0:
                 raise ValueError(f"{name}: tasks must have shape (n_tasks, {self.task_dim}), not {self.tasks.shape}.")
@@ -124,8 +129,9 @@ class TaskFamily(ABC):
 
         :param tasks: tasks, (..., task_dim)
         :return: log p(psi), (...,); -inf outside the finite set or ``prior_space``
+        :raises ValueError: when they are no numbers, or their last axis is not that of a task
         """
-        tasks = np.asarray(tasks)
+        tasks = as_tasks(tasks, self.task_dim)
         if self.tasks is not None:
             return self._task_set.values(tasks, np.full(len(self.tasks), -np.log(len(self.tasks))))
         low, high = self.prior_space.low, self.prior_space.high
@@ -147,6 +153,30 @@ class TaskFamily(ABC):
         :param info: the inner environment's ``info`` of the step
         :return: phi(s, a, s'), (feature_dim,)
         """
+
+    def features_of_step(
+        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]]
+    ) -> np.ndarray:
+        """
+        The features of a step of all environments, from what a replay buffer is given.
+
+        :param next_obs: next observations
+        :param tasks: commanded tasks, (n_envs, task_dim)
+        :param rewards: rewards of the environments, (n_envs,)
+        :param infos: info of each environment
+        :return: (n_envs, feature_dim)
+        :raises ValueError: when they are missing
+        """
+        if self.features_key is not None:
+            # In the precision of the environment: its reward is compared with that of the family.
+            return np.asarray(next_obs[self.features_key])
+        try:
+            return np.stack([info["task_features"] for info in infos])
+        except KeyError as error:
+            raise ValueError(
+                "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
+                "MultiTaskWrapper, and keep wrappers outside it from replacing info."
+            ) from error
 
     # -- what it is worth ---------------------------------------------------------------------------------------------
 
@@ -205,6 +235,15 @@ class TaskFamily(ABC):
         """
         return self.reward(features, tasks), self.terminated(features, tasks), self.success(features, tasks)
 
+    def diagnostics(self, features: np.ndarray) -> dict[str, float]:
+        """
+        What is worth to be logged of some transitions, as ``relabel/name``.
+
+        :param features: features, (n, feature_dim)
+        :return: values by name
+        """
+        return {}
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         judgements = {"judge", "reward", "terminated", "success"}
@@ -219,9 +258,10 @@ class TaskFamily(ABC):
 
         :param task: task, (task_dim,)
         :return: the task in float32, (task_dim,)
+        :raises TypeError: when it holds no numbers
         :raises ValueError: when its shape is wrong or it lies outside the task space
         """
-        array = np.array(task, dtype=np.float32)  # a copy: what the caller does to it later must not change the task
+        array = numbers("task", task).astype(np.float32)  # a copy: what the caller does to it later must not change the task
         if array.shape != self.task_space.shape:
             raise ValueError(
                 f"{type(self).__name__}: a task has shape {self.task_space.shape}, but {task!r} has shape {array.shape}."
@@ -241,6 +281,20 @@ class TaskFamily(ABC):
             )
         return array
 
+    def check_made(self) -> None:
+        """
+        Check that the constructor of this class has run.
+
+        :raises TypeError: when a subclass's own constructor does not call it
+        """
+        missing = [name for name in ("task_space", "prior_space", "feature_dim", "tasks") if not hasattr(self, name)]
+        if missing:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name} has no {', '.join(missing)}: its __init__ does not call that of TaskFamily. Begin it with "
+                "super().__init__(task_space, feature_dim), where task_space is a Box of shape (task_dim,)."
+            )
+
     def check(self) -> None:
         """
         Validate what every consumer relies on: picklable, and rewards that broadcast.
@@ -249,9 +303,10 @@ class TaskFamily(ABC):
         it finds are silent later: (n, 1) against (n,) makes an (n, n) reward, and a family that cannot be pickled kills
         the workers of ``SubprocVecEnv`` without a message.
 
-        :raises TypeError: when the family cannot be pickled
+        :raises TypeError: when the family cannot be pickled, or its constructor skips that of this class
         :raises ValueError: when ``sample``, ``reward`` or ``terminated`` return another shape than they should
         """
+        self.check_made()
         name = type(self).__name__
         try:
             pickle.dumps(self)
@@ -280,8 +335,24 @@ class TaskFamily(ABC):
                     )
 
 
+def check_is_family(owner: str, family: Any) -> None:
+    """
+    Check that something is a family whose constructor has run.
+
+    :param owner: what it was given to, for the error
+    :param family: what was given
+    :raises TypeError: when it is none
+    """
+    if not isinstance(family, TaskFamily):
+        raise TypeError(
+            f"{owner}: family must be a TaskFamily, not {type(family).__name__}: {family!r}. Pass an object of one of the "
+            "families, such as GoalReaching(...), or of a subclass of TaskFamily."
+        )
+    family.check_made()
+
+
 def vector_box(low: Any, high: Any) -> spaces.Box:
-    low, high = np.asarray(low, dtype=np.float32), np.asarray(high, dtype=np.float32)
+    low, high = (numbers(name, bound).astype(np.float32) for name, bound in (("low", low), ("high", high)))
     if low.shape != high.shape or low.ndim != 1 or not np.all(low < high):
         raise ValueError(f"low and high must be vectors of one length with low < high, not {low} and {high}.")
     return spaces.Box(low, high, dtype=np.float32)

@@ -58,7 +58,7 @@ class GoalReaching(_Reaching):
     :param low: lower corner of the goal space, (goal_dim,)
     :param high: upper corner of the goal space, (goal_dim,)
     :param radius: distance (Euclidean, units of the goal) at which the goal counts as reached, inclusive
-    :param position: where the goal is read: indices into the flat next observation, or a :data:`FeatureFn` that returns
+    :param position: where the goal is read: indices into the flattened next observation, or a :data:`FeatureFn` that returns
         (goal_dim,). The first goal_dim entries if None
     :param terminate: whether reaching the goal ends the task
     :param prior: corners ``(low, high)`` of the box that goals are drawn from, where it is smaller than the goal space
@@ -158,4 +158,4 @@ def _read_position(
 ) -> np.ndarray:
     if callable(position):
         return position(env, obs, action, next_obs, reward, info)
-    return np.asarray(next_obs)[position]
+    return np.asarray(next_obs).take(position)  # of the flattened observation

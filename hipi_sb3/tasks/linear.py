@@ -69,7 +69,7 @@ class TargetVelocity(TaskFamily):
             velocity = np.asarray(velocity).item()
         features = np.empty(2, np.float32)
         features[0] = velocity
-        features[1] = np.dot(action, action)
+        features[1] = np.vdot(action, action)  # of all axes
         return features
 
     def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:

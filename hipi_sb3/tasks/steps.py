@@ -18,7 +18,7 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
     """
     if isinstance(space, spaces.Dict):
         key = family.task_key
-        fits = key in space.spaces and space[key].shape == family.task_space.shape
+        fits = key in space.spaces and np.prod(space[key].shape or (1,), dtype=int) == family.task_dim
     else:
         fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
     if not fits:
@@ -29,26 +29,21 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
         )
 
 
-def read_features(family: TaskFamily, next_obs: Any, infos: list[dict[str, Any]]) -> np.ndarray:
+def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
     """
-    Features of a step of all environments.
+    Actions of a step of all environments, as they are stored.
 
-    :param family: the tasks
-    :param next_obs: next observations
-    :param infos: info of each environment
-    :return: (n_envs, feature_dim)
-    :raises ValueError: when they are missing
+    :param actions: actions, (n_envs, ...)
+    :param shape: (n_envs, action_dim)
+    :return: actions of that shape
+    :raises ValueError: when there are more or fewer numbers, or one is NaN
     """
-    if family.features_key is not None:
-        # In the precision of the environment: its reward is compared with that of the family.
-        return np.asarray(next_obs[family.features_key])
-    try:
-        return np.stack([info["task_features"] for info in infos])
-    except KeyError as error:
-        raise ValueError(
-            "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
-            "MultiTaskWrapper, and keep wrappers outside it from replacing info."
-        ) from error
+    actions = np.asarray(actions)
+    if actions.size != shape[0] * shape[1]:
+        raise ValueError(f"actions must hold {shape[1]} numbers for each of {shape[0]} environments, not {actions.shape}.")
+    if actions.dtype.kind == "f" and np.isnan(actions).any():
+        raise ValueError(f"An action is NaN: {actions.tolist()}. The policy has diverged: check learning rate and rewards.")
+    return actions.reshape(shape)
 
 
 def causes_of_end(
@@ -62,11 +57,43 @@ def causes_of_end(
     :param infos: info of each environment
     :param time_limits: whether time limits count as such, not as terminations
     :return: whether time limits did, and whether the environments themselves did, (n_envs,) each
+    :raises ValueError: when there is not one ``done`` an environment
     """
+    done = np.asarray(done, dtype=bool)
+    if done.shape != (len(infos),):
+        raise ValueError(f"done must say of each environment whether its episode ended, ({len(infos)},), not {done.shape}.")
     timeouts = np.array([time_limits and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
     # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
-    unexplained = np.asarray(done, dtype=bool) & ~timeouts & ~by_task
+    unexplained = done & ~timeouts & ~by_task
     return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
+
+
+def read_step(
+    family: TaskFamily,
+    tasks: np.ndarray,
+    next_obs: Any,
+    next_tasks: np.ndarray,
+    rewards: np.ndarray,
+    infos: list[dict[str, Any]],
+) -> np.ndarray:
+    """
+    Features of a step of all environments, checked: the step can be relabeled later.
+
+    :param family: the tasks
+    :param tasks: tasks before it, (n_envs, task_dim)
+    :param next_obs: next observations
+    :param next_tasks: tasks after it
+    :param rewards: rewards of the environments, (n_envs,)
+    :param infos: info of each environment
+    :return: (n_envs, feature_dim)
+    :raises ValueError: when features are missing, a task changes or a reward is not the family's
+    """
+    if family.features_key is not None:  # MultiTaskWrapper keeps the task
+        check_same_tasks(family.task_key, tasks, next_tasks)
+    features = family.features_of_step(next_obs, tasks, rewards, infos)
+    if not family.has_every_reward:
+        check_reward(family, features, tasks, rewards)
+    return features
 
 
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
@@ -100,6 +127,8 @@ def check_reward(family: TaskFamily, features: np.ndarray, tasks: np.ndarray, re
     :raises ValueError: when it is not
     """
     expected = np.asarray(family.reward(features, tasks), dtype=reward.dtype)
+    if expected.shape != reward.shape:
+        raise ValueError(f"reward must hold one number an environment, {expected.shape}, but its shape is {reward.shape}.")
     if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
         env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
         raise ValueError(

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from hipi_sb3.given import as_tasks
+
 #: So many one-hot tasks are still an ordinary array: PyTorch does not take the view.
 MANY = 1024
 
@@ -33,8 +35,9 @@ class TaskSet:
 
         :param tasks: tasks, (..., task_dim)
         :return: row of each in the set, (...,); -1 for those that are not in it
+        :raises ValueError: when they are no numbers, or their last axis is another one
         """
-        given = np.asarray(tasks)
+        given = as_tasks(tasks, self.task_dim)
         if self.is_one_hot:
             rows = given.reshape(-1, self.task_dim) if given.ndim != 2 else given
             # In blocks: comparing all tasks with 0 at once would make the matrix that they are a view of.

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from scipy.special import gammaln
 
+from hipi_sb3.given import as_tasks
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.linear import weighted_sum
 
@@ -39,7 +40,7 @@ class VectorRewardTasks(TaskFamily):
         return rng.dirichlet(np.ones(self.task_dim), size=n).astype(np.float32)
 
     def log_prior(self, tasks: np.ndarray) -> np.ndarray:
-        tasks = np.asarray(tasks, dtype=np.float64)
+        tasks = as_tasks(tasks, self.task_dim).astype(np.float64)
         on_simplex = np.all(tasks >= 0, axis=-1) & (np.abs(tasks.sum(axis=-1) - 1) < 1e-5)
         return np.where(on_simplex, gammaln(self.task_dim), -np.inf)  # a Dirichlet density with parameters 1: (d - 1)!
 

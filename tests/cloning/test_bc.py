@@ -75,6 +75,27 @@ def test_the_loss_is_the_expected_log_likelihood(action_space: Any) -> None:
     assert model.loss(minibatch, labels).item() == pytest.approx(total, rel=1e-4)
 
 
+def test_actions_of_several_axes_are_cloned_entry_by_entry() -> None:
+    flat = walks([4] * 10, directions())
+    low, high = (np.array(bound, np.float32) for bound in ([[-1, -2], [-1, -3]], [[1, 2], [1, 5]]))
+    actions = low + 0.5 * (flat.actions[:, :, None] * np.array([[1, -1], [0.5, 0.1]], np.float32) + 1) * (high - low)
+    shapes = ((2, 2), (4,))
+    losses = []
+    for shape in shapes:
+        space = spaces.Box(low.reshape(shape), high.reshape(shape))
+        dataset = TrajectoryDataset(
+            flat.family, INNER, space, flat.observations, actions.reshape(-1, *shape), flat.features, flat.lengths
+        )
+        model = make_model(n_labels=3, batch_size=40)
+        model.fit(dataset, n_updates=3)
+        labels = model.labeler(dataset, np.random.default_rng(0))
+        (minibatch,) = minibatches(dataset, labels, 40, seed=0, epoch=0)
+        losses.append(model.loss(minibatch, labels).item())
+        obs = {"observation": np.zeros((5, 2), np.float32), "task": labels.tasks[[0, 1, 2, 0, 1]]}
+        assert model.predict(obs)[0].shape == (5, *shape)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def gradients(model: HIPIBC, dataset: TrajectoryDataset, n: int, same_steps: bool) -> np.ndarray:
     """Gradients of the loss of n minibatches, (n, n_parameters)."""
     labels = model.labeler(dataset, np.random.default_rng(0))

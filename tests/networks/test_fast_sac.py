@@ -3,9 +3,11 @@
 import copy
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from line_walk import make_line_walk
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
@@ -329,3 +331,75 @@ def test_without_cuda_nothing_is_recorded() -> None:
     model.cuda_graph = True
     model.learn(20)
     assert not model._graphs
+
+
+# -- spaces of any number of axes -------------------------------------------------------------------------------------
+
+
+class Noise(gym.Env):
+    """Observations and rewards that mean nothing, in any spaces."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.clock = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.clock = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), f"{action} is not in {self.action_space}"
+        self.clock += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.clock == 4, False, {}
+
+
+def box(*shape: int) -> spaces.Box:
+    """Bounds that differ from entry to entry: an axis that is mistaken for another one shows."""
+    n = int(np.prod(shape))
+    low = -1.0 - np.arange(n, dtype=np.float32).reshape(shape)
+    return spaces.Box(low, 3.0 + 2 * np.arange(n, dtype=np.float32).reshape(shape), dtype=np.float32)
+
+
+OBSERVATIONS = {
+    "flat": box(3),
+    "matrix": box(2, 3),
+    "cube": box(2, 1, 3),
+    "number": spaces.Discrete(4),
+    "numbers": spaces.MultiDiscrete([2, 3]),
+    "bits": spaces.MultiBinary(3),
+    "Dict": spaces.Dict({"a": box(2, 2), "b": box(3), "c": spaces.Discrete(3)}),
+}
+
+
+@pytest.mark.parametrize("observation_space", OBSERVATIONS.values(), ids=OBSERVATIONS)
+@pytest.mark.parametrize(
+    "action_space", [box(3), box(2, 2), box(1), box(3, 1, 2), box(1, 1)], ids=lambda space: str(space.shape)
+)
+def test_spaces_of_any_number_of_axes_are_those_of_sac(observation_space: spaces.Space, action_space: spaces.Box) -> None:
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    models = []
+    for algorithm in (FastSAC, SAC):
+        env = Noise(copy.deepcopy(observation_space), copy.deepcopy(action_space))
+        model = algorithm(policy, env, learning_starts=5, batch_size=8, seed=1, device="cpu", policy_kwargs={"net_arch": [16]})
+        models.append(model.learn(20))
+    fast, slow = models
+    assert fast._is_fast
+    assert_same_parameters(fast, slow, atol=1e-4)
+
+    slow.policy.load_state_dict(fast.policy.state_dict())
+    samples = [observation_space.sample() for _ in range(5)]
+    if isinstance(observation_space, spaces.Dict):
+        batch: Any = {key: np.stack([sample[key] for sample in samples]) for key in observation_space.spaces}
+    else:
+        batch = np.stack(samples)
+    for deterministic in (True, False):
+        for obs, shape in ((batch, (5, *action_space.shape)), (samples[0], action_space.shape)):
+            th.manual_seed(0)
+            mine, state = fast.predict(obs, deterministic=deterministic)
+            th.manual_seed(0)
+            theirs, _ = slow.predict(obs, deterministic=deterministic)
+            assert state is None and mine.shape == theirs.shape == shape and mine.dtype == theirs.dtype
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)

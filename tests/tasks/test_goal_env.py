@@ -43,8 +43,12 @@ class Line(gym.Env):
     def step(self, action):
         self.at = np.clip(self.at + action, -5, 5).astype(np.float64)
         self.t += 1
-        info = {"cost": 0.0}
-        reward = self.compute_reward(self.at, self.goal, info) - self.action_cost * np.sum(action**2)
+        info = {"cost": float(np.abs(action).sum()), "name": "not a number"}
+        if self.reads_info == "batches":
+            reward = self.compute_reward(self.at[None], self.goal[None], [info]).item()
+        else:
+            reward = self.compute_reward(self.at, self.goal, info)
+        reward = reward - self.action_cost * np.sum(action**2)
         terminated = bool(self.compute_terminated(self.at, self.goal, info))
         if self.moving and self.t == 30:
             self.goal = self.goal + 1.0
@@ -56,8 +60,10 @@ class Line(gym.Env):
         return np.abs(achieved - desired)[..., 0]
 
     def compute_reward(self, achieved, desired, info):
+        if self.reads_info == "batches":
+            return -np.array([entry["cost"] for entry in info]) - (self.distance(achieved, desired) > 0.5)
         if self.reads_info:
-            return -info["cost"]
+            return -info["cost"] - float(self.distance(achieved, desired) > 0.5)
         distance = self.distance(achieved, desired)
         return -distance if self.dense else -(distance > 0.5).astype(np.float64)
 
@@ -124,19 +130,48 @@ def test_it_uses_a_private_instance_and_pickles_how_to_make_one():
     copy = pickle.loads(pickle.dumps(family))
     features, tasks, _ = reached_pairs()
     assert_array_equal(copy.reward(features, tasks), family.reward(features, tasks))
-    assert copy._env is not family._env and family._env is not env.unwrapped
+    assert copy._source.env is not family._source.env and family._source.env is not env.unwrapped
 
 
 def test_what_cannot_be_relabeled_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="is no GoalEnv"):
         GoalEnvTasks(gym.make("Pendulum-v1"))
-    with pytest.raises(ValueError, match=r"compute_reward.*needs more than the two goals \(KeyError: 'cost'\)"):
-        GoalEnvTasks(Line(reads_info=True))
+    with pytest.raises(
+        ValueError, match=r"compute_reward.*fails on goals.*ValueError: never.*function of its three arguments"
+    ):
+        GoalEnvTasks(NeverAnswers())
+    with pytest.raises(ValueError, match=r"compute_reward is not deterministic"):
+        GoalEnvTasks(Noisy())
+    with pytest.raises(ValueError, match=r"achieved and desired ones of one shape"):
+        GoalEnvTasks(OtherShapes())
+    with pytest.raises(ValueError, match=r"reads info\['name'\], which is 'not a number': only numbers"):
+        GoalEnvTasks(ReadsName())
     env = Line()
     env.compute_reward = None
     with pytest.raises(ValueError, match="is no GoalEnv"):
         GoalEnvTasks(env)
     assert not is_goal_space(spaces.Dict({"observation": spaces.Discrete(2)}))
+
+
+class NeverAnswers(Line):
+    def compute_reward(self, achieved, desired, info):
+        raise ValueError("never")
+
+
+class ReadsName(Line):
+    def compute_reward(self, achieved, desired, info):
+        return super().compute_reward(achieved, desired, info) - len(info["name"])
+
+
+class Noisy(Line):
+    def compute_reward(self, achieved, desired, info):
+        return super().compute_reward(achieved, desired, info) + np.random.normal(size=achieved.shape[:-1])
+
+
+class OtherShapes(Line):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space["achieved_goal"] = spaces.Box(-1, 1, (2,))
 
 
 class OneForAll(Line):
@@ -224,10 +259,89 @@ def test_goals_that_change_within_an_episode_are_refused():
         model.learn(100)
 
 
-def test_a_reward_that_depends_on_the_action_is_refused():
-    model = SAC("MultiInputPolicy", make_line(action_cost=0.3), replay_buffer_class=HIPIReplayBuffer, **QUICK)
-    with pytest.raises(ValueError, match="depends on something else than achieved_goal and desired_goal"):
-        model.learn(100)
+def relabeled(model, n=200):
+    """Rows that were all relabeled: how far from their new goal they are, actions and rewards, (n,) each."""
+    samples = model.replay_buffer.sample(n)
+    obs = samples.next_observations
+    distance = (obs["achieved_goal"] - obs["desired_goal"]).abs().numpy()[:, 0]
+    return distance, samples.actions.numpy()[:, 0], samples.rewards.numpy()[:, 0]
+
+
+def train_line(n_steps=120, **kwargs):
+    options = {"strategy": "future", "relabel_prob": 1.0}
+    made = dict(replay_buffer_class=HIPIReplayBuffer, replay_buffer_kwargs=options, **QUICK)
+    model = SAC("MultiInputPolicy", make_line(**kwargs), **made)
+    model.learn(n_steps, log_interval=1)
+    return model
+
+
+def test_what_step_pays_beyond_compute_reward_is_added_to_relabeled_rewards():
+    model = train_line(action_cost=0.3)
+    distance, action, reward = relabeled(model)
+    assert_allclose(reward, -(distance > 0.5).astype(float) - 0.3 * action**2, atol=1e-4)
+    assert 0 < np.mean(distance > 0.5) < 1
+    assert_allclose(model.replay_buffer.features[:120, 0, -1], -0.3 * model.replay_buffer.actions[:120, 0, 0] ** 2, atol=1e-4)
+    logged = model.logger.name_to_value["relabel/reward_residual"]
+    assert -0.3 < logged < -0.01
+
+
+def test_a_residual_that_comes_late_is_kept_and_nothing_is_stored_before(tmp_path):
+    model = train_line()
+    buffer = model.replay_buffer
+    assert buffer.features.shape[-1] == 1 and "reward_residual" not in buffer.family.diagnostics(buffer.features)
+    n_bytes = buffer.nbytes
+    model.env.envs[0].unwrapped.action_cost = 0.3
+    model.learn(60, reset_num_timesteps=False)
+    assert buffer.nbytes - n_bytes == 4 * buffer.buffer_size
+    residual = buffer.features[:180, 0, -1]
+    assert not residual[:120].any()
+    assert_allclose(residual[120:], -0.3 * buffer.actions[120:180, 0, 0] ** 2, atol=1e-4)
+    model.replay_buffer.save(tmp_path / "buffer")
+    loaded = HIPIReplayBuffer.load(tmp_path / "buffer", model)
+    assert_array_equal(loaded.features, buffer.features)
+
+
+def test_a_residual_that_depends_on_the_goal_is_named():
+    with pytest.warns(UserWarning, match=r"beyond compute_reward seems to depend on the goal: its correlation with"):
+        env = gym.wrappers.TransformReward(make_line(), lambda reward: 2 * reward)
+        model = SAC("MultiInputPolicy", env, replay_buffer_class=HIPIReplayBuffer, **{**QUICK, "learning_starts": 1000})
+        model.learn(300)
+
+
+@pytest.mark.parametrize("reads_info", [True, "batches"])
+def test_what_compute_reward_reads_of_info_is_kept_as_features(reads_info, tmp_path):
+    model = train_line(reads_info=reads_info)
+    buffer = model.replay_buffer
+    # achieved goal, cost, residual; nothing of the rest of info
+    assert buffer.family.feature_dim == 3
+    assert_allclose(buffer.features[:120, 0, 1], np.abs(buffer.actions[:120, 0, 0]), atol=1e-5)
+    assert not buffer.features[..., 2].any()
+    distance, action, reward = relabeled(model)
+    assert_allclose(reward, -(distance > 0.5).astype(float) - np.abs(action), atol=1e-5)
+    candidates = np.array([[0.0], [4.0]], dtype=np.float32)
+    matrix = buffer.family.reward(buffer.features[:5, 0][:, None], candidates)
+    for row, features in zip(matrix, buffer.features[:5, 0], strict=True):
+        assert_allclose(row, -features[1] - (np.abs(features[0] - candidates[:, 0]) > 0.5), atol=1e-5)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.load_replay_buffer(tmp_path / "buffer.pkl", truncate_last_traj=False)
+    assert_array_equal(model.replay_buffer.features, buffer.features)
+
+
+def test_info_keys_can_be_named_and_have_to_be_there():
+    family = GoalEnvTasks(Line(reads_info=True), info_keys=["cost"])
+    assert family.feature_dim == 3
+    assert_allclose(family.reward(np.array([0.0, 0.25, 0.0]), np.array([3.0])), -1.25)
+    assert_allclose(family.reward(np.array([0.0, 0.25, -5.0]), np.array([0.0])), -5.25)
+    step = {"achieved_goal": np.zeros((1, 1))}
+    with pytest.raises(ValueError, match=r"compute_reward reads info\['cost'\], but the info of this step has name"):
+        family.features_of_step(step, np.zeros((1, 1)), np.zeros(1), [{"name": "not a number"}])
+
+
+def test_a_compute_reward_that_changes_is_found_in_training():
+    model = train_line(action_cost=0.0)
+    model.replay_buffer.family._source.env.compute_reward = Noisy.compute_reward.__get__(Noisy())
+    with pytest.raises(ValueError, match="compute_reward is not deterministic: for the same goals and info it said"):
+        model.learn(100, reset_num_timesteps=False)
 
 
 def test_normalisation_may_not_clip_goals():

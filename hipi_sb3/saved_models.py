@@ -1,0 +1,285 @@
+"""Files of models without code in them: what stable-baselines3 pickles is written as plain values, and read back as such."""
+
+import base64
+import importlib
+import io
+import json
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFrequencyUnit
+from torch import nn
+from torch.optim import Optimizer
+
+from hipi_sb3.experience.files import space_from_json, space_to_json
+from hipi_sb3.names import describe, lookup
+from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
+from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
+
+#: Keys of a pickled entry of a file, as stable-baselines3 writes it, and of a plain one.
+PICKLED, PLAIN = ":serialized:", ":plain:"
+
+#: Modules whose classes are written by name, and what such a class has to be.
+_MODULES = ("hipi_sb3.", "stable_baselines3.", "sb3_contrib.", "torch.nn.", "torch.optim.")
+_CLASSES = (nn.Module, ReplayBuffer, Optimizer)
+#: Objects that are nothing but their attributes.
+_OBJECTS = {
+    *(f"stable_baselines3.common.utils:{name}" for name in ("FloatSchedule", "ConstantSchedule", "LinearSchedule")),
+    *(
+        f"stable_baselines3.common.noise:{name}"
+        for name in ("NormalActionNoise", "OrnsteinUhlenbeckActionNoise", "VectorizedActionNoise")
+    ),
+    "rl_zoo3.utils:SimpleLinearSchedule",
+    "hipi_sb3.cloning.labels:TrajectoryLabeler",
+    "hipi_sb3.relabel.posterior:TaskInference",
+    *(f"hipi_sb3.tasks.goals:{name}" for name in ("GoalReaching", "GoalMargin")),
+    "hipi_sb3.tasks.linear:TargetVelocity",
+}
+#: Objects that are made from a name and arguments.
+_TABLES: tuple[Mapping[str, type], ...] = (KEY_TO_STRATEGY, KEY_TO_LOG_PARTITION)
+
+
+class NotPlain(TypeError):
+    """Something that has no plain form: code, above all."""
+
+
+class PlainFiles:
+    """Mixin for algorithms of stable-baselines3: ``save`` writes no pickle, and ``load`` reads none unless it is trusted."""
+
+    def save(
+        self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """
+        Save the model as a zip file, as stable-baselines3 does, but spaces, schedules, classes and arrays as plain values.
+        Only what is your own code (a schedule that is a function, a class of yours) is still pickled.
+
+        :param path: file or stream
+        :param exclude: attributes to leave out besides the usual ones
+        :param include: attributes to keep that are usually left out
+        """
+        stream = io.BytesIO()
+        super().save(stream, exclude, include)  # type: ignore[misc]
+        _write_plain(stream, vars(self), path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: Any = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load a model. Arguments as in stable-baselines3, and:
+
+        :param trust: whether to unpickle what is pickled in the file, which runs whatever code its writer put there
+        :return: the model
+        :raises ValueError: when something in the file is pickled and neither trusted nor given in ``custom_objects``
+        """
+        objects = plain_objects(path, trust, custom_objects)
+        return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+
+
+def plain_objects(
+    path: str | Path | io.BufferedIOBase, trust: bool = False, custom_objects: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """
+    What stands in a model's file in plain form. ``SAC.load(path, custom_objects=plain_objects(path))`` of stable-baselines3
+    loads it.
+
+    :param path: file or stream, which is left where it is
+    :param trust: whether pickled entries may be left to stable-baselines3
+    :param custom_objects: entries that the file's are not asked for
+    :return: entries by name
+    :raises ValueError: when an entry is pickled and is neither trusted nor given
+    """
+    given = dict(custom_objects or {})
+    start = path.tell() if isinstance(path, io.IOBase) else 0
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
+    finally:
+        file.seek(start) if isinstance(path, io.IOBase) else file.close()
+    pickled = [name for name, entry in data.items() if name not in given and isinstance(entry, dict) and PICKLED in entry]
+    if pickled and not trust:
+        raise ValueError(
+            f"{path} holds pickled objects ({', '.join(pickled)}), and reading them runs whatever code its writer put there: "
+            "it was written by stable-baselines3 itself or by an earlier version, or holds code such as a schedule that is a "
+            "function. If you know where it comes from, pass trust=True; or give these objects yourself in custom_objects=..."
+        )
+    plain = {name: entry[PLAIN] for name, entry in data.items() if isinstance(entry, dict) and PLAIN in entry}
+    return {name: decode(entry) for name, entry in plain.items() if name not in given} | given
+
+
+def _write_plain(source: io.BytesIO, values: Mapping[str, Any], path: Any) -> None:
+    """Write the zip file that stable-baselines3 has made with pickled entries replaced by plain ones."""
+    with zipfile.ZipFile(source) as archive:
+        data = json.loads(archive.read("data"))
+        for name, entry in data.items():
+            if isinstance(entry, dict) and PICKLED in entry:
+                try:
+                    data[name] = {PLAIN: encode(values[name])}
+                except NotPlain:
+                    pass  # it stays pickled, and load says so
+        file = open_path(path, "w", suffix="zip")
+        with zipfile.ZipFile(file, "w") as target:
+            for name in archive.namelist():
+                target.writestr(name, json.dumps(data, indent=4) if name == "data" else archive.read(name))
+        if file is not path:
+            file.close()
+
+
+def encode(value: Any) -> Any:
+    """
+    A value as JSON.
+
+    :param value: the value
+    :return: numbers, strings, lists, and dicts of one kind each
+    :raises NotPlain: when it has no such form
+    """
+    if value is None or (isinstance(value, bool | int | float | str) and type(value).__module__ == "builtins"):
+        return value
+    for kind, (types, to_plain, _) in _KINDS.items():
+        if isinstance(value, types):
+            return {kind: to_plain(value)}
+    if type(value) is list:
+        return [encode(entry) for entry in value]
+    return _encode_object(value)
+
+
+def decode(entry: Any) -> Any:
+    """
+    The value of :func:`encode`.
+
+    :param entry: what that returned
+    :return: the value
+    :raises ValueError: when it is nothing that could be written
+    """
+    if isinstance(entry, list):
+        return [decode(part) for part in entry]
+    if not isinstance(entry, dict):
+        return entry
+    kind, content = next(iter(entry.items()))
+    if kind == "object":
+        return _decode_object(content)
+    return lookup("kind of entry in a model's file", kind, _KINDS)[2](content)
+
+
+def _encode_object(value: Any) -> dict[str, Any]:
+    for number, table in enumerate(_TABLES):
+        made = describe(value, table)
+        if made["name"] is not None:
+            return {"object": {"table": number, "name": made["name"], "arguments": encode(made["arguments"])}}
+    name = _name_of(type(value))
+    if name not in _OBJECTS:
+        raise NotPlain(f"{value!r} has no plain form.")
+    return {"object": {"class": name, "state": encode(vars(value))}}
+
+
+def _decode_object(content: dict[str, Any]) -> Any:
+    if "table" in content:
+        return lookup("object", content["name"], _TABLES[content["table"]])(**decode(content["arguments"]))
+    if content["class"] not in _OBJECTS:
+        raise ValueError(f"The file asks for an object of {content['class']}, which no model has. Do not trust this file.")
+    kind = _named(content["class"])
+    made = object.__new__(kind)
+    made.__dict__.update(decode(content["state"]))
+    return made
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _named(name: str) -> Any:
+    """The class of that name, None if there is none."""
+    module, _, qualname = name.partition(":")
+    return getattr(importlib.import_module(module), qualname, None)
+
+
+def _encode_class(kind: type) -> str:
+    name = _name_of(kind)
+    if issubclass(kind, np.generic):
+        return np.dtype(kind).name
+    if not (name.startswith(_MODULES) and "<" not in name and issubclass(kind, _CLASSES) and _named(name) is kind):
+        raise NotPlain(f"{kind} is a class of yours.")
+    return name
+
+
+def _decode_class(name: str) -> type:
+    if ":" not in name:
+        return np.dtype(name).type
+    kind = _named(name) if name.startswith(_MODULES) else None
+    if not (isinstance(kind, type) and issubclass(kind, _CLASSES)):
+        raise ValueError(
+            f"The file asks for {name}, which is neither a policy nor a network or buffer. Do not trust this file."
+        )
+    return kind
+
+
+def _encode_array(array: np.ndarray) -> dict[str, Any]:
+    if array.dtype.kind not in "biuf":
+        raise NotPlain(f"An array of {array.dtype} has no plain form.")
+    content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "content": content}
+
+
+def _decode_array(entry: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(entry["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"The file asks for an array of {dtype}, which no model has. Do not trust this file.")
+    return np.frombuffer(base64.b64decode(entry["content"]), dtype).reshape(entry["shape"]).copy()
+
+
+def _encode_space(space: spaces.Space) -> dict[str, Any]:
+    try:
+        entry = space_to_json(space)
+    except ValueError as error:
+        raise NotPlain(str(error)) from error
+    generator = space._np_random
+    return {"space": entry, "generator": None if generator is None else encode(generator.bit_generator.state)}
+
+
+def _decode_space(entry: dict[str, Any]) -> spaces.Space:
+    space = space_from_json(entry["space"])
+    if entry["generator"] is not None:
+        space.seed(0)
+        space.np_random.bit_generator.state = decode(entry["generator"])
+    return space
+
+
+def _encode_dict(values: dict[Any, Any]) -> dict[str, Any]:
+    if not all(isinstance(key, str) for key in values):
+        raise NotPlain(f"The keys {list(values)} are not all strings.")
+    return {key: encode(value) for key, value in values.items()}
+
+
+#: Kind of an entry: types of the value, value to JSON, JSON to value.
+_KINDS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "number": (np.generic, lambda value: value.item(), lambda value: value),
+    "array": (np.ndarray, _encode_array, _decode_array),
+    "space": (spaces.Space, _encode_space, _decode_space),
+    "class": (type, _encode_class, _decode_class),
+    "train_freq": (TrainFreq, lambda freq: [freq[0], freq[1].value], lambda e: TrainFreq(e[0], TrainFrequencyUnit(e[1]))),
+    "tuple": (tuple, lambda values: [encode(value) for value in values], lambda entry: tuple(map(decode, entry))),
+    "deque": (
+        deque,
+        lambda values: [values.maxlen, [encode(value) for value in values]],
+        lambda entry: deque(map(decode, entry[1]), maxlen=entry[0]),
+    ),
+    "dict": (dict, _encode_dict, lambda entry: {key: decode(value) for key, value in entry.items()}),
+}
