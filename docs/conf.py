@@ -2,8 +2,11 @@
 
 import ctypes.util
 import os
+import re
 import sys
 from pathlib import Path
+
+from docutils import nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,3 +41,17 @@ html_title = f"hipi_sb3 {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
+
+
+def keep_intervals_together(app, doctree):
+    """In tables a number stays on one line with its interval, such as 0.92 [0.87, 0.97]: what is wide scrolls."""
+    for text in [text for table in doctree.findall(nodes.table) for text in table.findall(nodes.Text)]:
+        joined = re.sub(r"[-+\d.]+ \[[-+\d.]+, [-+\d.]+\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+        # The hyphen of a negative number is a place to break a line, too.
+        text.parent.replace(text, nodes.Text(re.sub(r"(?<=[\[\xa0])-(?=\d)", "\N{NON-BREAKING HYPHEN}", joined)))
+
+
+def setup(app):
+    """What Sphinx calls."""
+    app.connect("doctree-read", keep_intervals_together)

@@ -168,8 +168,11 @@ def runs_table(folders: Iterable[str]) -> str:
         if not path.is_file():
             raise ConfigurationError(f"{folder} is no folder of a finished run: there is no {path.name} in it.")
         run = json.loads(path.read_text())
-        about = next(iter(folder.glob("*/run.yml")), None)
-        command = read_yaml(about)["command"] if about is not None else ""
+        recorded = next(iter(folder.glob("*/run.yml")), None)
+        about = {"command": ""} if recorded is None else read_yaml(recorded)
+        # With -n the command of a run that was gone on with may say fewer steps than it has.
+        steps = [str(resumed["step"]) for resumed in about.get("resumed", [])]
+        command = about["command"] + (f" (gone on with --resume from step {', '.join(steps)})" if steps else "")
         cells = [folder.name, run["algo"], run["env"], str(run["seed"]), str(run["num_timesteps"])]
         for name in ("mean_return", "success_rate"):
             value, interval = run[name], run[f"{name}_interval"]

@@ -290,7 +290,7 @@ def page(compared, tmp_path_factory):
     values = {"algo": "hipi_sac", "env": "A", "seed": 0, "num_timesteps": 5, "mean_return": -1.0, "success_rate": None}
     values |= {"mean_return_interval": [-2.0, 0.0], "success_rate_interval": None}
     (run / "task_evaluation.json").write_text(json.dumps(values))
-    (run / "A/run.yml").write_text("command: python zoo/train.py --env A\n")
+    (run / "A/run.yml").write_text("command: python zoo/train.py --env A\nresumed:\n- step: 2\n- step: 3\n")
     report.main(["--folder", str(folder), "--runs", str(run), "--out", str(folder / "report.html")])
     return folder / "report.html"
 
@@ -300,7 +300,10 @@ def test_the_report_is_one_file_that_loads_nothing(page):
     assert not re.search(r"<(script|img|link)[^>]+(src|href)=\"(?!data:)", text)
     assert "@import" not in text and "url(http" not in text
     assert text.count("<svg") == 7 and text.count("</html>") == 1
-    assert "python zoo/benchmark.py --suite point" in text and "python zoo/train.py --env A" in text
+    assert (
+        "python zoo/benchmark.py --suite point" in text
+        and "python zoo/train.py --env A (gone on with --resume from step 2, 3)" in text
+    )
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
 
