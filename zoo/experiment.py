@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
@@ -38,6 +38,7 @@ from zoo.errors import ConfigurationError, check_name, configuration_errors, nea
 from zoo.normalization import PlainVecNormalize, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
+from zoo.run_lock import RunLock
 from zoo.search import TASK_SEED, SearchManager
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
@@ -83,9 +84,13 @@ class TaskExperimentManager(SearchManager):
         self.checkpoint: Path | None = None
         self.resume = resume
         self.trust = trust
+        self.uuid_str: str = kwargs.get("uuid_str", "")
+        self.lock: RunLock | None = None
         if resume is not None:
             self.save_path = resume
             self.params_path = os.path.join(resume, self.env_name)
+            # Before anything in the folder is changed, half-written checkpoints among it.
+            self.lock = RunLock(resume)
             self.checkpoint = last_checkpoint(Path(resume) / CHECKPOINTS)
         if self.checkpoint is not None and LauncherBC.dataset_path is None:
             self.trained_agent = str(self.checkpoint / "model.zip")
@@ -100,8 +105,6 @@ class TaskExperimentManager(SearchManager):
         :return: model and hyperparameters, or None when searching
         :raises ConfigurationError: when anything in it fails; no run folder is left behind then
         """
-        run_folder = Path(self.save_path)
-        existed = run_folder.exists()
         results = None
         try:
             with configuration_errors(self.verbose):
@@ -113,9 +116,25 @@ class TaskExperimentManager(SearchManager):
                 results = model_and_hyperparams
         finally:
             # Neither a failed set-up nor a search has a model: what rl_zoo3 made would pass for the latest run.
-            if results is None and not existed:
-                shutil.rmtree(run_folder, ignore_errors=True)
+            if results is None and self.resume is None and self.lock is not None:
+                shutil.rmtree(self.save_path, ignore_errors=True)
         return results
+
+    def create_log_folder(self) -> None:
+        """Make the run folder and lock it. Of two runs that start at once, each makes one of its own."""
+        if self.resume is not None:
+            return
+        Path(self.log_path).mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                os.mkdir(self.save_path)
+                break
+            except FileExistsError:
+                number = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{number}{self.uuid_str}")
+        self.lock = RunLock(self.save_path)
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        os.mkdir(self.params_path)
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """

@@ -107,6 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
         if managers:
             raise
         exit_with_error("train.py", error)
+    finally:
+        for manager in managers:
+            if manager.lock is not None:
+                manager.lock.release()
 
 
 def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> list[str]:
