@@ -72,8 +72,8 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
-    :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task. The algorithm's if None
-        and more than 1
+    :param n_steps: steps of the return (n-step learning): the whole window is relabeled with one task. If None,
+        the algorithm's where that is more than 1, else what suits the tasks
     :param gamma: discount of that return; the algorithm's if None
     :param her: arguments of ``HerReplayBuffer``, see :class:`~hipi_sb3.her_arguments.HerArguments`
     :raises ValueError: when an option is unknown or does not fit the tasks, the spaces or the algorithm

@@ -1,22 +1,39 @@
 """The code in the documents runs, and what they name exists."""
 
+import contextlib
 import importlib.util
+import inspect
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 from conftest import require
+
+require("rl_zoo3")
+require("rliable")
+
+from rl_zoo3.utils import ALGOS
+
+from hipi_sb3.relabel.relabeler import Relabeler
+from zoo import benchmark, enjoy, options, plugin, train
+from zoo.configuration import StoreExpressions
+from zoo.errors import ConfigurationError, check_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PYTHON = [page for page in PAGES if "```python\n" in page.read_text()]
 #: Extras that the code of a page needs; the page names them.
 EXTRAS = {"families.md": "gymnasium_robotics", "coming_from_mo_gymnasium.md": "mo_gymnasium", "many_machines.md": "ray"}
+#: What a configuration says beside the parameters of the algorithm.
+YAML_KEYS = ("n_envs", "n_timesteps", "normalize", "env_wrapper", "callback", "policy")
 
 
 def name_of(page):
@@ -37,11 +54,59 @@ def run(command, cwd, timeout=300):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def launcher_commands(page):
-    """Commands of the launcher on a page: script and arguments, without comments."""
-    lines = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)).replace("\\\n", " ").splitlines()
-    found = (re.search(r"python zoo/(\w+\.py)(.*?)(?:\s#.*)?$", line) for line in lines)
-    return [(match.group(1), match.group(2).split()) for match in found if match is not None]
+def commands_in(text):
+    """Commands that run a script of the checkout: its folder, its name and the arguments, without comments."""
+    found = re.findall(r"python (zoo|benchmarks|examples)/(\w+\.py)(.*)", text.replace("\\\n", " "))
+    return [(folder, script, shlex.split(rest, comments=True)) for folder, script, rest in found]
+
+
+def pasted_commands(page):
+    """Commands in the blocks of a page."""
+    return commands_in("\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)))
+
+
+def told_commands(page):
+    """Commands in the running text of a page, where one may be broken at the end of a line."""
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.S))
+    return commands_in("\n".join(" ".join(span.split()) for span in spans))
+
+
+def understood(script, words):
+    """Read a command of the launcher as the script itself does, up to where it would begin to work."""
+    module = importlib.import_module(f"zoo.{script.removesuffix('.py')}")
+    if script == "train.py":
+        args, for_rl_zoo3 = options.make_parser(None).parse_known_args(words)
+        parser = options.rl_zoo3_parser(StoreExpressions)
+        given = parser.parse_args(["--algo", args.algo, "--env", args.env, *for_rl_zoo3]).hyperparams or {}
+        names = {*inspect.signature(ALGOS[args.algo]).parameters, *YAML_KEYS}
+        for name in given:
+            check_name("hyperparameter", name, names)
+        relabel = train.check_arguments(args)
+        if args.algo != "hipi_bc":
+            Relabeler(**relabel)
+        return
+    args = module.make_parser().parse_args(words)
+    if script == "enjoy.py":
+        check_name("algorithm", args.algo, ALGOS)
+        check_name("environment", args.env, gym.registry)
+        check_name("--tasks", args.tasks or "all", enjoy.KEY_TO_TASKS)
+    elif script == "benchmark.py":
+        benchmark.make_cells(args)
+    elif script == "plots.py":
+        for method in (args.methods or "none").split(","):
+            check_name("method", method, benchmark.KEY_TO_METHOD)
+
+
+def not_understood(script, words):
+    """Why the launcher would refuse a command; None where it would not."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            understood(script, words)
+    except SystemExit:
+        return f"{script} {' '.join(words)}: {said.getvalue().splitlines()[-1]}"
+    except (ConfigurationError, ValueError) as error:
+        return f"{script} {' '.join(words)}: {error}"
+    return None
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=name_of)
@@ -63,15 +128,60 @@ def test_a_page_is_one_program_with_short_trainings():
     assert program(page) == "\n\na = 1\n\n\n\n\n\n\nmodel.learn(200).learn(20)\n"
 
 
-def test_options_that_pages_give_to_the_launcher_exist():
-    require("rl_zoo3")
-    commands = [command for page in PAGES for command in launcher_commands(page)]
-    assert {script for script, _ in commands} >= {"train.py", "enjoy.py", "benchmark.py", "plots.py", "report.py"}
-    help_texts = {script: run([sys.executable, f"zoo/{script}", "--help"], ROOT).stdout for script, _ in commands}
-    options = [(script, word) for script, words in commands for word in words if re.match(r"--?[a-zA-Z]", word)]
-    assert len(options) > 50
-    missing = [(script, word) for script, word in options if not re.search(rf"(?<![\w-]){word}(?![\w-])", help_texts[script])]
-    assert missing == []
+def test_the_launcher_understands_every_command_on_the_pages(monkeypatch):
+    require("gymnasium_robotics")
+    monkeypatch.setattr(train.LauncherBC, "dataset_path", None)
+    plugin.register()
+    pasted, told = (
+        [(script, words) for page in PAGES for folder, script, words in commands(page) if folder == "zoo"]
+        for commands in (pasted_commands, told_commands)
+    )
+    assert {script for script, _ in pasted} >= {"train.py", "enjoy.py", "benchmark.py", "plots.py", "report.py", "export.py"}
+    assert len(pasted) > 20 and len(told) > 5
+    assert [reason for command in pasted + told if (reason := not_understood(*command)) is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("train.py --sed 0", "unrecognized arguments: --sed 0"),
+        ("train.py -n many", "invalid int value: 'many'"),
+        ("train.py --env PointFourRoms-v0", "Did you mean 'PointFourRooms-v0'?"),
+        ("train.py --relabel stratgy=none", "Did you mean 'strategy'?"),
+        ("train.py --relabel strategy=futur", "Did you mean 'future'?"),
+        ("train.py --relabel temperature=hot", "not 'hot'"),
+        ("train.py -params gradient_step:2", "Did you mean 'gradient_steps'?"),
+        ("enjoy.py --pretraind", "unrecognized arguments: --pretraind"),
+        ("enjoy.py --tasks al", "Did you mean 'all'?"),
+        ("benchmark.py --suite pont", "Did you mean 'point'?"),
+        ("benchmark.py --methods none,hippi", "Did you mean 'hipi'?"),
+        ("plots.py --methods nne", "Did you mean 'none'?"),
+        ("report.py --runs a --outt b", "unrecognized arguments: --outt b"),
+        ("export.py", "required: run"),
+    ],
+)
+def test_a_mistake_in_a_command_on_a_page_would_be_found(command, reason):
+    plugin.register()
+    script, *words = command.split()
+    assert reason in not_understood(script, words)
+
+
+def test_options_that_pages_give_to_benchmarks_and_examples_exist():
+    found = [command for page in PAGES for command in pasted_commands(page) + told_commands(page)]
+    commands = [(f"{folder}/{script}", words) for folder, script, words in found if folder != "zoo"]
+    assert len(commands) > 20
+    shared = (ROOT / "benchmarks" / "measuring.py").read_text()
+    for path, words in commands:
+        source = (ROOT / path).read_text() + (shared if path.startswith("benchmarks") else "")
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == [], path
+
+
+def test_the_targets_of_make_that_pages_name_exist():
+    targets = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.M))
+    spans = [span for page in PAGES for span in re.findall(r"`make ([^`]+)`|^make (.+)$", page.read_text(), re.M)]
+    named = [word for span in spans for word in "".join(span).split("#")[0].split() if re.fullmatch(r"[a-z][a-z-]*", word)]
+    assert len(named) > 10
+    assert set(named) <= targets
 
 
 def commands_of_the_tour(folder):
@@ -108,9 +218,9 @@ def test_the_commands_of_the_launchers_page_run_in_their_order(tmp_path):
     page = ROOT / "docs" / "launcher.md"
     result = run([sys.executable, str(ROOT / ".ci" / "run_page.py"), str(page)], tmp_path)
     assert result.returncode == 0, result.stderr
-    commands = launcher_commands(page)
-    assert len(commands) > 10
-    for script, words in commands:
+    commands = pasted_commands(page)
+    assert len(commands) > 10 and {folder for folder, _, _ in commands} == {"zoo"}
+    for _, script, words in commands:
         result = run([sys.executable, str(ROOT / "zoo" / script), *words], tmp_path, timeout=900)
         assert result.returncode == 0, f"{script} {' '.join(words)}\n{result.stderr}"
 

@@ -73,6 +73,16 @@ def test_an_actor_with_more_than_its_layers_is_refused():
         export.policy_of(model)
 
 
+@pytest.mark.parametrize("name", ["vecnormalize.json", "vecnormalize.pkl"])
+def test_a_run_with_normalised_observations_is_refused(name, tmp_path, capsys):
+    (tmp_path / "task_evaluation.json").write_text(json.dumps({"env": "A-v0"}))
+    (tmp_path / "A-v0").mkdir()
+    (tmp_path / "A-v0" / name).touch()
+    with pytest.raises(SystemExit):
+        export.main([str(tmp_path), "--out", str(tmp_path)])
+    assert "Train without normalize" in capsys.readouterr().err
+
+
 def test_a_run_is_exported_with_its_command_and_result(main, tmp_path):
     main("--env", "PointFixedGoals-v0", "-n", 60, "--no-picture", "-params", "learning_starts:20")
     run = tmp_path / "logs/hipi_sac/PointFixedGoals-v0_1"

@@ -24,6 +24,7 @@ from stable_baselines3.sac.policies import Actor
 from hipi_sb3 import HIPISAC
 from hipi_sb3.shipped.policies import FOLDER, KEY_TO_ACTIVATION, PretrainedPolicy
 from zoo.errors import ConfigurationError, exit_with_error
+from zoo.normalization import NORMALIZATION, PICKLED
 
 #: Bytes of the parameters, at most.
 MAX_BYTES = 300_000
@@ -35,17 +36,26 @@ def main(arguments: list[str] | None = None) -> None:
 
     :param arguments: command line; that of the process if None
     """
-    parser = argparse.ArgumentParser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("run", help="folder of a finished run of zoo/train.py")
-    parser.add_argument("--out", default=FOLDER, help="folder of the two files (default: that of the package)")
-    args = parser.parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
         path = export(Path(args.run), Path(args.out))
     except ConfigurationError as error:
         exit_with_error("export.py", error)
     print(f"Policy: {path} ({path.stat().st_size / 1e3:.0f} kB); card: {path.with_suffix('.json')}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of the command line.
+
+    :return: parser
+    """
+    parser = argparse.ArgumentParser(
+        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", help="folder of a finished run of zoo/train.py")
+    parser.add_argument("--out", default=FOLDER, help="folder of the two files (default: that of the package)")
+    return parser
 
 
 def export(run: Path, out: Path) -> Path:
@@ -62,7 +72,7 @@ def export(run: Path, out: Path) -> Path:
         raise ConfigurationError(f"{run} is no folder of a finished run: there is no {evaluation.name} in it.")
     result = json.loads(evaluation.read_text())
     env_id = result["env"]
-    if (run / env_id / "vecnormalize.pkl").exists():
+    if any((run / env_id / name).exists() for name in (NORMALIZATION, PICKLED)):
         raise ConfigurationError(
             f"{run}: the observations were normalised, and their statistics would be missing. Train without normalize."
         )

@@ -107,10 +107,11 @@ def print_help(description: str | None) -> None:
     rl_zoo3_parser().print_help()
 
 
-def rl_zoo3_parser() -> argparse.ArgumentParser:
+def rl_zoo3_parser(store_dict: type[argparse.Action] = argparse.Action) -> argparse.ArgumentParser:
     """
     Make the parser of rl_zoo3's ``train.py`` from its source: the statements of ``train()`` before the command line is parsed.
 
+    :param store_dict: reads options that are ``key:value`` pairs; help needs none
     :return: parser
     """
     spec = importlib.util.find_spec("rl_zoo3")
@@ -129,7 +130,7 @@ def rl_zoo3_parser() -> argparse.ArgumentParser:
     names: dict[str, Any] = {
         "argparse": argparse,
         "ALGOS": algorithms | dict.fromkeys(ALGORITHMS),
-        "StoreDict": argparse.Action,
+        "StoreDict": store_dict,
     }
     exec(compile(ast.Module(described, []), str(folder / "train.py"), "exec"), names)
     return names["parser"]

@@ -42,12 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     :param arguments: command line; that of the process if None
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="logs/benchmark", help="results of zoo/benchmark.py (default: %(default)s)")
-    parser.add_argument("--csv", default="evaluations.csv", help="file with the evaluations (default: %(default)s)")
-    parser.add_argument("--out", help="folder of the figures (default: figures in the folder of the results)")
-    parser.add_argument("--methods", help="only these, separated by commas")
-    args = parser.parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     folder = Path(args.folder)
     try:
         frame = read_evaluations(folder / args.csv, args.methods)
@@ -55,6 +50,20 @@ def main(arguments: list[str] | None = None) -> None:
             print(path)
     except ConfigurationError as error:
         exit_with_error("plots.py", error)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of the command line.
+
+    :return: parser
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="logs/benchmark", help="results of zoo/benchmark.py (default: %(default)s)")
+    parser.add_argument("--csv", default="evaluations.csv", help="file with the evaluations (default: %(default)s)")
+    parser.add_argument("--out", help="folder of the figures (default: figures in the folder of the results)")
+    parser.add_argument("--methods", help="only these, separated by commas")
+    return parser
 
 
 def read_evaluations(path: Path, methods: str | None = None) -> pd.DataFrame:
@@ -288,7 +297,10 @@ def draw_efficiency(axes: Axes, curves: dict[str, pd.DataFrame], label: str, loo
         axes.plot(x[reached], ratio[reached], **{**look, "linestyle": "none"})
         axes.plot(x[~reached], ratio[~reached], **{**look, "linestyle": "none", "markerfacecolor": "white"})
     axes.axhline(1.0, color="#555555", linewidth=0.8)
-    axes.set(xlabel=f"mean {label} to reach (hollow: the other never does)", ylabel=f"steps of {ours} / steps of the other")
+    axes.set(
+        xlabel=f"{label} to reach, mean over seeds (hollow: the other never does)",
+        ylabel=f"steps of {ours} / steps of the other",
+    )
     axes.set_ylim(0, None)
     looks.legend(axes, [method for method in curves if method != ours])
 

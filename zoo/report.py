@@ -39,6 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
     :param arguments: command line; that of the process if None
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    args = make_parser().parse_args(arguments)
+    try:
+        page = make_page(args, command_line("report.py", arguments))
+    except ConfigurationError as error:
+        exit_with_error("report.py", error)
+    write_atomically(Path(args.out), page)
+    print(f"Report: {args.out} ({len(page) / 1e6:.1f} MB)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of the command line.
+
+    :return: parser
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="logs/benchmark", help="results of zoo/benchmark.py (default: %(default)s)")
     parser.add_argument("--csv", default="evaluations.csv", help="file with the evaluations (default: %(default)s)")
@@ -46,13 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", nargs="*", default=[], metavar="RUN_FOLDER", help="run folders of zoo/train.py to list")
     parser.add_argument("--threshold", type=float, default=0.5, help="success whose first step is reported (default: 0.5)")
     parser.add_argument("--out", default="report.html", help="file to write (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    try:
-        page = make_page(args, command_line("report.py", arguments))
-    except ConfigurationError as error:
-        exit_with_error("report.py", error)
-    write_atomically(Path(args.out), page)
-    print(f"Report: {args.out} ({len(page) / 1e6:.1f} MB)")
+    return parser
 
 
 def make_page(args: argparse.Namespace, command: str) -> str:

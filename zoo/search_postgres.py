@@ -39,16 +39,25 @@ def main(arguments: list[str] | None = None) -> None:
 
     :param arguments: command line; that of the process if None
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=8, help="finished trials of the study (default: 8)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
-    parser.add_argument("train", nargs="*", help="arguments of zoo/train.py, after --")
-    args = parser.parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
         with private_postgres() as url:
             sys.exit(search(url, args.trials, args.workers, args.train))
     except ConfigurationError as error:
         exit_with_error("search_postgres.py", error)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    Make the parser of the command line.
+
+    :return: parser
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=8, help="finished trials of the study (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: 2)")
+    parser.add_argument("train", nargs="*", help="arguments of zoo/train.py, after --")
+    return parser
 
 
 def search(url: str, n_trials: int, n_workers: int, train_arguments: list[str]) -> int:

@@ -145,6 +145,10 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("eval_tasks", "heartbeat"):
         if getattr(args, name) < 1:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    if args.checkpoint_freq < 0:
+        raise ConfigurationError(
+            f"--checkpoint-freq must not be negative (0: no checkpoints), but it is {args.checkpoint_freq}."
+        )
     if args.dataset is not None and args.algo != "hipi_bc":
         raise ConfigurationError(f"--dataset is for --algo hipi_bc, not for {args.algo}.")
     LauncherBC.dataset_path = args.dataset

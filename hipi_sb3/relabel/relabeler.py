@@ -162,7 +162,7 @@ class Relabeler:
         if self.inference.needs_alpha and not learner.has_alpha:
             raise ValueError(
                 f"temperature='auto' is the learner's entropy temperature, and {name} has none. "
-                "Give a number, or 'ess:8' for eight effective tasks."
+                "Leave it out, or give a number, 'spread:1' or 'ess:8' (eight effective tasks)."
             )
         if self.score == "paper" and not learner.has_log_prob:
             raise ValueError(f"score='paper' needs log pi(a | s), and {name} has no stochastic policy. Use 'td' or 'q'.")

@@ -272,6 +272,13 @@ def test_sample_efficiency_is_a_ratio_of_steps():
     assert ratio == 150 / 400 and not reached
 
 
+def test_the_axis_of_sample_efficiency_says_mean_once():
+    axes = plots.Figure().add_subplot()
+    curves = {name: pd.DataFrame({0: [0.0], 100: [1.0]}) for name in ("none", "hipi")}
+    plots.draw_efficiency(axes, curves, "mean return", plots.Looks(["none", "hipi"]))
+    assert axes.get_xlabel().startswith("mean return to reach, mean over seeds")
+
+
 @pytest.fixture(scope="module")
 def page(compared, tmp_path_factory):
     """A report of made-up results in two environments and of a run."""

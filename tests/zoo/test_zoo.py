@@ -337,6 +337,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(tmp_path):
         (["-params", "learning_rate=0.1"], "Write options as key:value"),
         (["-conf", "missing.yml"], "No such file or directory: 'missing.yml'"),
         (["--eval-tasks", "0"], "--eval-tasks must be at least 1, not 0."),
+        (["--checkpoint-freq", "-5"], "--checkpoint-freq must not be negative (0: no checkpoints), but it is -5."),
         (["--gym-packages", "no_such_module"], "No module named 'no_such_module'"),
     ],
 )
