@@ -5,11 +5,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from hipi_sb3 import DiscreteTasks, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TaskFamily
+from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.experience.transitions import Experience
+from hipi_sb3.relabel.learners import Learner, Pairs
 
 #: Corridor of goals, with goals wide enough that a short random walk meets some.
 GOALS = GoalReaching(low=[-1.0], high=[1.0], radius=0.15)
@@ -71,6 +75,43 @@ def make_matrix_walk(max_steps: int = 8) -> gym.Env:
 def vec_line_walk(n_envs: int, **kwargs: Any) -> DummyVecEnv:
     """Several walks."""
     return DummyVecEnv([lambda: make_line_walk(**kwargs)] * n_envs)
+
+
+# -- what happened, and a critic, without an algorithm --------------------------------------------------------------
+
+
+def walked(n_steps: int, buffer_size: int, max_steps: int = 8, seed: int = 0) -> Experience:
+    """Random steps of one walk, in episodes that the time limit or the fall ends, or the goal."""
+    env = make_line_walk(max_steps=max_steps)
+    experience = Experience(buffer_size, 1, env.observation_space, TaskLayout("task", 1), 1, np.float32, GOALS.feature_dim)
+    rng, done = np.random.default_rng(seed), True
+    for step in range(n_steps):
+        if done:
+            obs, _ = env.reset(seed=seed if step == 0 else None)
+        action = rng.uniform(-1, 1, (1,)).astype(np.float32)
+        next_obs, reward, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        before, after = ({key: value[None] for key, value in part.items()} for part in (obs, next_obs))
+        ends = (np.array([end]) for end in (done, truncated and not terminated, info["env_terminated"]))
+        experience.add(before, after, action[None], np.array([reward]), *ends, info["task_features"][None])
+        obs = next_obs
+    return experience
+
+
+class NoCritic(Learner):
+    """A critic that values every state at 0: scores are rewards."""
+
+    def __init__(self) -> None:
+        self.gamma, self.temperature = 0.9, None
+        self.policy = self.model = self
+
+    training = False
+    device = th.device("cpu")
+    alpha = None
+    n_updates = 10
+
+    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+        return th.zeros_like(pairs.rewards)
 
 
 # -- a finite family, functions at module level so that it pickles --------------------------------------------------

@@ -58,7 +58,7 @@ class TaskLayout:
             observations[self.key][rows] = self.unflatten(tasks)
 
     def flatten(self, values: np.ndarray) -> np.ndarray:
-        """Goals as observations have them, (..., *shape), as flat floating-point numbers, (..., task_dim)."""
+        """Goals as observations have them, ``(..., *shape)``, as flat floating-point numbers, (..., task_dim)."""
         if values.dtype.kind != "f":
             values = values.astype(np.float32)
         if self.shape is None or len(self.shape) == 1:
@@ -66,7 +66,7 @@ class TaskLayout:
         return values.reshape(*values.shape[: values.ndim - len(self.shape)], self.task_dim)
 
     def unflatten(self, tasks: Any) -> Any:
-        """The way back but for the type: (..., task_dim) -> (..., *shape)."""
+        """The way back but for the type: (..., task_dim) -> ``(..., *shape)``."""
         if self.shape is None or len(self.shape) == 1:
             return tasks
         return tasks.reshape(*tasks.shape[:-1], *self.shape)

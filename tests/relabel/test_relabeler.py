@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from line_walk import GOALS
+from line_walk import GOALS, NoCritic
 from numpy.testing import assert_array_equal
 
 import hipi_sb3  # noqa: F401
@@ -18,7 +18,7 @@ from hipi_sb3 import HIPIReplayBuffer, TrajectoryDataset
 from hipi_sb3.experience.files import read_state, write_state
 from hipi_sb3.experience.layout import TaskLayout
 from hipi_sb3.experience.transitions import Experience
-from hipi_sb3.relabel.learners import Learner, Pairs
+from hipi_sb3.relabel.learners import Pairs
 from hipi_sb3.relabel.relabeler import Relabeler
 from hipi_sb3.relabel.windows import Windows
 
@@ -38,22 +38,6 @@ def walk(n_steps: int = 12, buffer_size: int = 20) -> Experience:
         rewards = GOALS.reward(features, tasks)
         experience.add(obs, next_obs, np.zeros((2, 1)), rewards, done, done, np.zeros(2, dtype=bool), features)
     return experience
-
-
-class NoCritic(Learner):
-    """A critic that values every state at 0: scores are rewards."""
-
-    def __init__(self) -> None:
-        self.gamma, self.temperature = 0.9, None
-        self.policy = self.model = self
-
-    training = False
-    device = th.device("cpu")
-    alpha = None
-    n_updates = 10
-
-    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
-        return th.zeros_like(pairs.rewards)
 
 
 def test_experience_gives_back_what_was_added_also_copied_pickled_and_from_a_file(tmp_path: Path) -> None:

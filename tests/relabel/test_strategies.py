@@ -7,17 +7,24 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from line_walk import GOALS, directions, goal_buffer, make_line_walk
+from line_walk import GOALS, NoCritic, directions, goal_buffer, make_line_walk, walked
 from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, FiniteTasks, LinearReward
 from hipi_sb3.callbacks import RelabelSnapshotCallback
 from hipi_sb3.relabel.candidates import Candidates
 from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
+from hipi_sb3.relabel.relabeler import Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import ApproximateIRL, MaximumAdvantage, MaximumReward
+from hipi_sb3.relabel.windows import learned_outcomes
 
 TASKS = np.arange(3.0)[:, None]
+
+
+def some_steps(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Ring and environment indices of n of the first fifty steps of one environment."""
+    return rng.integers(50, size=n), np.zeros(n, dtype=int)
 
 
 class GivenRows:
@@ -88,16 +95,12 @@ def test_air_refuses_candidates_that_differ_from_row_to_row() -> None:
 
 def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task() -> None:
     """Against a plain loop over a real walk, with the ring buffer wrapped."""
-    env = make_line_walk(max_steps=6)
-    model = HIPISAC("MultiInputPolicy", env, buffer_size=40, learning_starts=1000, seed=1).learn(100)
-    buffer: Any = model.replay_buffer
+    experience = walked(100, buffer_size=40, max_steps=6, seed=1)
     at = (np.arange(40), np.zeros(40, dtype=int))
-    obs, next_obs = (
-        {key: value[at] for key, value in part.items()} for part in (buffer.observations, buffer.next_observations)
-    )
-    relabeler = buffer.relabeler
-    parts = (relabeler.sampler, relabeler.inference, relabeler.score, 1, None, None, relabeler.rng)
-    batch = RelabelBatch(buffer.experience, GOALS, at, obs, next_obs, np.arange(40), *parts)
+    relabeler = Relabeler()
+    relabeler.setup(GOALS)
+    batch = relabeler._rows(experience, at, np.arange(40), None, None)
+    features = experience.features(at)
     tasks = np.array([[0.3], [-0.4], [0.9]], dtype=np.float32)
 
     def loop(rows: list[int]) -> list[float]:
@@ -105,24 +108,25 @@ def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task(
         for task in tasks:
             total = 0.0
             for row in rows:
-                total += float(GOALS.reward(buffer.features[row, 0], task))
-                if GOALS.terminated(buffer.features[row, 0], task):
+                total += float(GOALS.reward(features[row], task))
+                if GOALS.terminated(features[row], task):
                     break
             totals.append(total)
         return totals
 
-    oldest = buffer.pos
+    oldest = experience.pos
     order = [(oldest + k) % 40 for k in range(40)]
     episodes: list[list[int]] = [[]]
     for row in order:
         episodes[-1].append(row)
-        if buffer.dones[row, 0]:
+        if experience.dones[row, 0]:
             episodes.append([])
     of_row = {row: episode for episode in episodes for row in episode}
     found = batch.trajectory_returns(tasks)
     for row in range(40):
         np.testing.assert_allclose(found[row], loop(of_row[row]), rtol=1e-6)
-    whole = [episode for k, episode in enumerate(episodes) if episode and buffer.dones[episode[-1], 0] and k > 0]
+    whole = [episode for k, episode in enumerate(episodes) if episode and experience.dones[episode[-1], 0] and k > 0]
+    assert len(whole) > 2
     recent = {tuple(values) for values in batch.recent_returns(tasks).round(4).tolist()}
     assert {tuple(np.round(loop(episode), 4)) for episode in whole} <= recent
 
@@ -131,24 +135,17 @@ def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task(
 
 
 def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
-    model = HIPISAC(
-        "MultiInputPolicy",
-        make_line_walk(),
-        learning_starts=50,
-        batch_size=32,
-        seed=0,
-        replay_buffer_kwargs={"label_reuse": 5, "relabel_prob": 0.5, "n_candidate_tasks": 4},
-    ).learn(60)
-    buffer: Any = model.replay_buffer
+    experience, rng = walked(60, buffer_size=100), np.random.default_rng(0)
+    relabeler: Any = Relabeler(label_reuse=5, relabel_prob=0.5, n_candidate_tasks=4)
+    relabeler.setup(GOALS)
     calls = []
-    original = buffer.relabeler._assign
-    buffer.relabeler._assign = lambda batch, *rest: calls.append(len(batch.commanded)) or original(batch, *rest)
+    original = relabeler._assign
+    relabeler._assign = lambda batch, *rest: calls.append(len(batch.commanded)) or original(batch, *rest)
     for _ in range(N_BATCHES + 100):
-        samples = buffer.sample(32)
-        tasks = samples.observations["task"].numpy()
-        assert_array_equal(tasks, samples.next_observations["task"].numpy())
-    # The pool fills up with a batch's relabeled rows each time (11 batches had been learned from), then every fifth batch.
-    assert set(calls) == {16} and abs(len(calls) - (N_BATCHES - 11) - (100 + 11) / 5) <= 3
+        rows = relabeler(experience, some_steps(32, rng), NoCritic())
+        assert_array_equal(rows.obs["task"], rows.next_obs["task"])
+    # The pool fills up with a batch's relabeled rows each time, then every fifth batch.
+    assert set(calls) == {16} and abs(len(calls) - N_BATCHES - 100 / 5) <= 3
 
 
 def test_a_label_is_used_so_often_in_the_mean_and_spread_over_many_batches() -> None:
@@ -184,21 +181,14 @@ def test_each_use_of_a_scored_row_takes_one_of_its_labels() -> None:
 
 
 def test_the_labels_of_a_pooled_row_are_draws_from_its_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = HIPISAC(
-        "MultiInputPolicy",
-        make_line_walk(),
-        learning_starts=50,
-        batch_size=200,
-        seed=0,
-        replay_buffer_kwargs={"label_reuse": 400, "relabel_prob": 1.0, "n_candidate_tasks": 4, "candidates": "batch"},
-    ).learn(50)
-    buffer: Any = model.replay_buffer
+    relabeler = Relabeler(label_reuse=400, relabel_prob=1.0, n_candidate_tasks=4, candidates="batch")
+    relabeler.setup(GOALS)
     batches: list[RelabelBatch] = []
-    original = buffer.relabeler._assign
-    monkeypatch.setattr(buffer.relabeler, "_assign", lambda batch, *rest: batches.append(batch) or original(batch, *rest))
-    buffer.relabeler.pool = None
-    buffer.sample(200)
-    (batch,), pool = (batches, buffer.relabeler.pool)
+    original = relabeler._assign
+    monkeypatch.setattr(relabeler, "_assign", lambda batch, *rest: batches.append(batch) or original(batch, *rest))
+    relabeler(walked(50, buffer_size=100), some_steps(200, np.random.default_rng(0)), NoCritic())
+    (batch,), pool = (batches, relabeler.pool)
+    assert pool is not None
     tasks, posterior = batch.candidates().tasks, batch.infer().posterior
     drawn = (pool.tasks[: len(posterior), :, None, 0] == tasks[:, 0]).mean(axis=1)
     # 400 draws a row: a binomial share has a standard deviation of at most 0.025.
@@ -220,18 +210,16 @@ def test_labels_of_overwritten_transitions_are_dropped() -> None:
 
 
 def test_rows_with_reused_labels_are_judged_by_their_label() -> None:
-    model = HIPISAC(
-        "MultiInputPolicy",
-        make_line_walk(),
-        learning_starts=50,
-        seed=0,
-        replay_buffer_kwargs={"label_reuse": 3, "relabel_prob": 1.0, "n_steps": 1},
-    ).learn(60)
-    samples: Any = model.replay_buffer.sample(200)  # type: ignore[union-attr]
+    relabeler = Relabeler(label_reuse=3, relabel_prob=1.0, n_steps=1)
+    relabeler.setup(GOALS)
+    experience = walked(60, buffer_size=100)
+    rows = relabeler(experience, some_steps(200, np.random.default_rng(0)), NoCritic())
+    windows, rewards, terminated = learned_outcomes(experience, GOALS, rows.at, rows.tasks, rows.is_new, 1)
+    found = windows.outcomes(rewards, terminated, 0.9).rewards
     # In this walk the feature is the position, the first entry of the next observation.
-    features, tasks = samples.next_observations["observation"][:, :1].numpy(), samples.observations["task"].numpy()
-    assert_array_equal(samples.rewards[:, 0].numpy(), GOALS.reward(features, tasks))
-    assert (samples.rewards == 0).any()
+    features = rows.next_obs["observation"][:, :1]
+    assert_array_equal(found, GOALS.reward(features, rows.obs["task"]))
+    assert rows.is_new.all() and (found == 0).any()
 
 
 def test_reuse_of_one_is_no_pool_and_zero_is_refused() -> None:
@@ -290,8 +278,9 @@ def test_a_preview_relabels_every_row_and_of_an_empty_buffer_is_refused() -> Non
     buffer = goal_buffer(strategy="random", relabel_prob=0.1)
     with pytest.raises(RuntimeError, match="empty"):
         buffer.preview(3)
-    model = learned(None, make_line_walk(), replay_buffer_kwargs={"relabel_prob": 0.1})
-    batch = model.replay_buffer.preview(50)  # type: ignore[union-attr]
+    relabeler = Relabeler(relabel_prob=0.1)
+    relabeler.setup(GOALS)
+    batch = relabeler.preview(walked(70, buffer_size=100), 50, NoCritic())
     assert batch.assigned is not None and batch.assigned.shape == (50, 1)
     assert np.mean(batch.assigned != batch.commanded) > 0.5
 
