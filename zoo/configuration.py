@@ -3,7 +3,6 @@
 import argparse
 import ast
 import importlib
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.experience.archives import check_no_link
+from hipi_sb3.experience.whole import whole_file
 from zoo.errors import ConfigurationError
 
 #: Entries of a configuration that may be expressions, as rl_zoo3 has it.
@@ -116,10 +116,9 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     :param path: file
     :param values: its entries; one with a class in it is written as an expression, see :func:`evaluated`
     """
-    temporary = path.with_name(path.name + ".tmp")
     plain = {name: value if _is_plain(value) else _expression_of(value) for name, value in values.items()}
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
 # -- expressions ------------------------------------------------------------------------------------------------------

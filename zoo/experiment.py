@@ -1,6 +1,7 @@
 """One experiment of the launcher: rl_zoo3's manager, with relabeling options and evaluation task by task."""
 
 import inspect
+import io
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_no
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
+from hipi_sb3.experience.whole import remedy_named, whole_file
 from zoo.checkpoints import (
     REPLAY_BUFFER,
     ResumableCallback,
@@ -35,7 +37,7 @@ from zoo.checkpoints import (
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
-from zoo.normalization import PlainVecNormalize, load_normalization
+from zoo.normalization import PICKLED, PlainVecNormalize, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
 from zoo.run_lock import RunLock
@@ -46,6 +48,27 @@ HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 #: In the run folder: its checkpoints, and, beside config.yml, what else explains it.
 CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.yml"
+
+
+class WholeEvalCallback(EvalCallback):
+    """``EvalCallback`` whose ``evaluations.npz`` and ``best_model.zip`` are there whole or as they were before."""
+
+    def _on_step(self) -> bool:
+        log_path, folder, best = self.log_path, self.best_model_save_path, self.best_mean_reward
+        # stable-baselines3 writes both in place: it gets memory for the one, and the other is not its business.
+        arrays = io.BytesIO()
+        self.log_path, self.best_model_save_path = arrays, None  # type: ignore[assignment]
+        try:
+            goes_on = super()._on_step()
+        finally:
+            self.log_path, self.best_model_save_path = log_path, folder
+        if arrays.getvalue():
+            with whole_file(f"{log_path}.npz") as file:
+                file.write_bytes(arrays.getvalue())
+        if self.best_mean_reward > best:
+            with whole_file(Path(str(folder)) / "best_model.zip") as file:
+                self.model.save(file)
+        return goes_on
 
 
 class TaskExperimentManager(SearchManager):
@@ -124,7 +147,8 @@ class TaskExperimentManager(SearchManager):
         """Make the run folder and lock it. Of two runs that start at once, each makes one of its own."""
         if self.resume is not None:
             return
-        Path(self.log_path).mkdir(parents=True, exist_ok=True)
+        with remedy_named(self.save_path):
+            Path(self.log_path).mkdir(parents=True, exist_ok=True)
         while True:
             try:
                 os.mkdir(self.save_path)
@@ -209,15 +233,25 @@ class TaskExperimentManager(SearchManager):
             self.callbacks = from_yaml + [self._on_fixed_tasks(c) if isinstance(c, EvalCallback) else c for c in created]
         else:
             # A GoalEnv draws its goals itself: as many episodes as there would be tasks.
-            for callback in created:
-                if isinstance(callback, EvalCallback):
-                    callback.n_eval_episodes = max(self.n_eval_episodes, self.n_eval_tasks)
+            self.callbacks = from_yaml + [self._whole(c) if isinstance(c, EvalCallback) else c for c in created]
         is_off_policy = issubclass(ALGOS[self.algo], OffPolicyAlgorithm)
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
             siblings = list(self.callbacks)
             kind = ResumableCallback if LauncherBC.dataset_path is None else CloningCheckpoints
             self.callbacks.append(kind(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
+
+    def _whole(self, callback: EvalCallback) -> WholeEvalCallback:
+        return WholeEvalCallback(
+            callback.eval_env,
+            callback_on_new_best=callback.callback_on_new_best,
+            best_model_save_path=self.save_path,
+            n_eval_episodes=max(self.n_eval_episodes, self.n_eval_tasks),
+            log_path=self.save_path,
+            eval_freq=callback.eval_freq,
+            deterministic=callback.deterministic,
+            verbose=callback.verbose,
+        )
 
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
@@ -277,7 +311,15 @@ class TaskExperimentManager(SearchManager):
 
         :param model: trained model
         """
-        super().save_trained_model(model)
+        print(f"Saving to {self.save_path}")
+        with whole_file(Path(self.save_path) / f"{self.env_name}.zip") as file:
+            model.save(file)
+        if self.save_replay_buffer and isinstance(model, OffPolicyAlgorithm):
+            print("Saving replay buffer")
+            model.save_replay_buffer(os.path.join(self.save_path, "replay_buffer.pkl"))
+        normalize = model.get_vec_normalize_env()
+        if self.normalize and normalize is not None:
+            normalize.save(os.path.join(self.params_path, PICKLED))
         if self.task_family is not None:
             self.report(model)
         path = Path(self.params_path) / RUN_FILE
@@ -324,7 +366,8 @@ class TaskExperimentManager(SearchManager):
             callback.add(evaluation, num_timesteps)
         values = {"algo": self.algo, "env": self.env_name.gym_id, "seed": self.seed, "num_timesteps": num_timesteps}
         path = run_folder / "task_evaluation.json"
-        path.write_text(json.dumps({**values, **evaluation.to_dict()}, indent=1) + "\n")
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps({**values, **evaluation.to_dict()}, indent=1) + "\n")
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 

@@ -232,7 +232,7 @@ def test_a_state_cannot_cut_off_files_outside_of_its_run(run_folder, capsys, nam
 
 
 @pytest.mark.parametrize("call", [resume, look], ids=["resume", "enjoy"])
-@pytest.mark.parametrize("name", [f"{ENV_ID}/run.yml.tmp", "0.monitor.csv", "checkpoints/writing-80"])
+@pytest.mark.parametrize("name", [f"{ENV_ID}/writing-run.yml", "0.monitor.csv", "checkpoints/writing-80"])
 def test_nothing_is_written_through_a_symbolic_link(run_folder, capsys, call, name):
     outside = run_folder.parents[2] / "outside"
     outside.write_text("precious")
