@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
