@@ -88,6 +88,14 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
 # -- what it says -----------------------------------------------------------------------------------------------------
 
 
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """The seeds of each task for which all that is compared is there, of a suite that is not finished."""
+    main = frame[frame["method"].isin(METHODS)]
+    there = main.groupby(["env", "seed"])["method"].nunique().rename("n").reset_index()
+    complete = there[there["n"] == there.groupby("env")["n"].transform("max")]
+    return frame.merge(complete[["env", "seed"]], on=["env", "seed"])
+
+
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
     """First evaluation at which the mean over the seeds reaches a value; None if it never does, or is below it at the end."""
     mean = curve.mean(axis=0)
@@ -197,7 +205,8 @@ def as_markdown(tasks: dict[str, Any]) -> str:
             if method not in methods:
                 return ""
             mean, low, high = methods[method]["hipi_area_minus_this"]
-            return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+            interval = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if methods[method]["seeds"] > 1 else ""  # of one seed none
+            return f"{mean:+.{digits}f}{interval}"
 
         shares = {key: "never" if share is None else f"{share:.0%}" for key, share in task["share_of_steps"].items()}
         lines.append(
@@ -251,7 +260,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.show:
         run(args.seeds, args.jobs, args.folder, args.methods and tuple(args.methods.split(",")))
-    frame = pd.read_csv(RESULTS / "paper_suite.csv")
+    frame = compared(pd.read_csv(RESULTS / "paper_suite.csv"))
     tasks = compare(frame)
     result = {
         "commits": sorted(set(frame["commit"])),

@@ -123,7 +123,9 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             relabel_prob=relabel_prob,
             warmup_updates=warmup_updates,
             label_reuse=label_reuse,
-            n_steps=n_steps,
+            # Where an action of many is chosen by its value, what else was tried in a window spoils its return: ten bits are
+            # flipped by windows of 1 and not of 3, by HER's labels as by HIPI's (tests/test_coming_from_her.py).
+            n_steps=1 if n_steps is None and isinstance(action_space, spaces.Discrete) else n_steps,
         )
         self._given = (n_steps, gamma)
         self.gamma = 0.99 if gamma is None else gamma

@@ -1,6 +1,5 @@
 """Callbacks for training on a family of tasks."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
+from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.posterior import effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
 
@@ -68,7 +68,8 @@ class TaskEvalCallback(EvalCallback):
             if self.verbose >= 1:
                 print("New best mean reward!")
             if self.best_model_save_path is not None:
-                self.model.save(os.path.join(self.best_model_save_path, "best_model"))
+                with whole_file(Path(self.best_model_save_path) / "best_model.zip") as file:
+                    self.model.save(file)
             if self.callback_on_new_best is not None:
                 continue_training = self.callback_on_new_best.on_step()
         if self.callback is not None:
@@ -133,11 +134,10 @@ def write_npz(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
     :param path: file to write
     :param arrays: arrays by name
+    :raises NotWritten: when the disk is full, or cannot be written to
     """
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
 
 
 class RelabelSnapshotCallback(BaseCallback):
@@ -233,9 +233,8 @@ def draw_relabeling(path: Path, family: TaskFamily, arrays: dict[str, np.ndarray
     if has_posterior:
         axes[-1].plot(arrays["steps"], arrays["mean_effective_tasks"], marker="o", color="#0072B2")
         axes[-1].set(title="effective tasks a row", xlabel="environment steps", ylim=(0, None))
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=100, format="png")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _draw_assignment(

@@ -11,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.given import numbers
 from hipi_sb3.tasks.family import TaskFamily
 
@@ -188,7 +189,8 @@ def save_trajectory_plot(env: VecEnv, evaluation: TaskEvaluation, path: str | Pa
     n_episodes = evaluation.returns.shape[1]
     successes = np.zeros_like(evaluation.returns, dtype=bool) if evaluation.successes is None else evaluation.successes
     observations = list(evaluation.observations[::n_episodes])
-    env.env_method("plot_trajectories", str(path), observations, evaluation.tasks, successes[:, 0].tolist(), indices=[0])
+    with whole_file(path) as file:
+        env.env_method("plot_trajectories", str(file), observations, evaluation.tasks, successes[:, 0].tolist(), indices=[0])
     return True
 
 

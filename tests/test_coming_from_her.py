@@ -349,7 +349,7 @@ def test_a_buffer_built_by_hand_takes_the_environments() -> None:
 
 
 @pytest.mark.expensive
-@pytest.mark.parametrize("options", [{"n_sampled_goal": 5}, {"n_steps": 1}, {"strategy": "none"}], ids=["her", "hipi", "none"])
+@pytest.mark.parametrize("options", [{"n_sampled_goal": 5}, {}, {"strategy": "none"}, {"n_steps": 3}])
 def test_ten_bits_are_flipped_and_not_without_relabeling(options: dict[str, Any]) -> None:
     model = HIPIDQN(
         "MultiInputPolicy",
@@ -369,4 +369,5 @@ def test_ten_bits_are_flipped_and_not_without_relabeling(options: dict[str, Any]
     model.learn(3000)
     assert model.ep_success_buffer is not None
     success = np.mean(model.ep_success_buffer)
-    assert success > 0.9 if options.get("strategy") != "none" else success < 0.2
+    is_learned = options in ({"n_sampled_goal": 5}, {})
+    assert success > 0.9 if is_learned else success < 0.2

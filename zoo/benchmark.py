@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 
 import hipi_sb3  # noqa: F401  registers the environments
+from hipi_sb3.experience.whole import NotWritten
 from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
 from zoo.provenance import commit, describe_run
@@ -171,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(args.folder)
         broken = run_cells(cells, folder, args)
         frame = gather(cells, folder)
-    except ConfigurationError as error:
+    except (ConfigurationError, NotWritten) as error:
         exit_with_error("benchmark.py", error)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on with the cells that are not finished.", file=sys.stderr)
@@ -336,10 +337,12 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         "--no-picture",
     ]
     command += ["--log-folder", str(run_folder / "logs"), *options]
+    # What an earlier try left does not count, whatever the clock says of its age.
+    before = set((run_folder / "logs").glob("*/*/evaluations.npz"))
     start, commit_before = time.perf_counter(), commit()
     runs = run_forked if args.engine == "processes" and hasattr(os, "fork") else run_fresh
     exit_code, cpu_seconds = runs(command, run_folder / "output.txt")
-    results = sorted((run_folder / "logs").glob("*/*/evaluations.npz"), key=lambda path: path.stat().st_mtime)
+    results = [path for path in (run_folder / "logs").glob("*/*/evaluations.npz") if path not in before]
     if exit_code != 0 or not results:
         return f"exit code {exit_code}; its last words are in {run_folder / 'output.txt'}"
     values = {

@@ -30,7 +30,8 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, con
 
 from hipi_sb3.evaluation import TaskEvaluation
 from hipi_sb3.experience.archives import check_no_link, read_npz
-from hipi_sb3.experience.files import checksum, flush, pack, unpack
+from hipi_sb3.experience.files import checksum, pack, unpack
+from hipi_sb3.experience.whole import flush, remedy_named
 from zoo.errors import ConfigurationError
 from zoo.normalization import statistics_from_json, statistics_to_json
 
@@ -224,22 +225,28 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
     :param folder: folder of the checkpoints
     :param step: its number
     :return: folder to write its files into
+    :raises NotWritten: when the disk is full, or cannot be written to; those that are there stay
     """
-    temporary = folder / f"writing-{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
-    (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-    for path in (*temporary.rglob("*"), temporary):
-        flush(path)
-    final = folder / str(step)
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-    os.rename(temporary, final)
-    flush(folder)
-    for old in checkpoints(folder)[:-N_KEPT]:
-        shutil.rmtree(old)
+    temporary, final = folder / f"writing-{step}", folder / str(step)
+    with remedy_named(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            sums = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
+            (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
+            for path in (*temporary.rglob("*"), temporary):
+                flush(path)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)  # on a full disk its room is needed
+            raise
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+        os.rename(temporary, final)
+        for path in (folder, folder.parent):
+            flush(path)
+        for old in checkpoints(folder)[:-N_KEPT]:
+            shutil.rmtree(old)
 
 
 def checkpoints(folder: Path) -> list[Path]:

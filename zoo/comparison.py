@@ -3,7 +3,6 @@ Compare methods by what they reached: interquartile means with bootstrap interva
 probability of improvement (rliable: Agarwal et al., NeurIPS 2021, arXiv 2108.13264).
 """
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.stats import trim_mean
+
+from hipi_sb3.experience.whole import remedy_named, whole_file
 
 #: What a table over several environments is called.
 ALL = "all environments"
@@ -247,7 +248,7 @@ def write_atomically(path: Path, text: str) -> None:
     :param path: file
     :param text: its new content
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with remedy_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)

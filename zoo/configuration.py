@@ -7,13 +7,14 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch as th
 import yaml
-from rl_zoo3.utils import SimpleLinearSchedule
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -23,10 +24,21 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.experience.archives import check_no_link
+from hipi_sb3.experience.whole import whole_file
 from zoo.errors import ConfigurationError
 
-#: Entries of a configuration that may be expressions, as rl_zoo3 has it.
-EXPRESSIONS = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs", "normalize")
+#: Entries of a configuration that may be expressions, as rl_zoo3 has it, and what their values have to be: never a string,
+#: which rl_zoo3 would run.
+EXPRESSIONS: dict[str, tuple[type, ...]] = {
+    "policy_kwargs": (dict, type(None)),
+    "replay_buffer_class": (type, type(None)),
+    "replay_buffer_kwargs": (dict, type(None)),
+    "monitor_kwargs": (dict,),
+    "normalize": (dict, bool),
+}
+
+#: Values in one configuration: aliases of aliases are a short text, and more than any memory holds.
+MAX_VALUES = 100_000
 
 #: What an expression may call.
 KEY_TO_CALL: dict[str, Callable[..., Any]] = {
@@ -94,6 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.load(path.read_text(), Loader=DataLoader)
+        _check_size(values)
     except yaml.constructor.ConstructorError as error:
         tag = (error.problem or "").rpartition("tag:yaml.org,2002:")[2].rstrip("'")
         where = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
@@ -102,11 +115,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "tag of Python can run any code. A configuration is plain data: write a class as an expression, such as "
             '"dict(activation_fn=nn.ReLU)", and leave out the rest.'
         ) from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise ConfigurationError(f"{path} is malformed: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path} has to hold entries (name: value), not {type(values).__name__}.")
     return values
+
+
+def _check_size(values: Any) -> None:
+    """Count values as often as they are mentioned; one that holds itself is mentioned without end."""
+    waiting, n_values = [values], 0
+    while waiting:
+        value = waiting.pop()
+        n_values += 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        if n_values + len(waiting) > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES} values")
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
@@ -116,10 +143,9 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     :param path: file
     :param values: its entries; one with a class in it is written as an expression, see :func:`evaluated`
     """
-    temporary = path.with_name(path.name + ".tmp")
     plain = {name: value if _is_plain(value) else _expression_of(value) for name, value in values.items()}
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
 
 
 # -- expressions ------------------------------------------------------------------------------------------------------
@@ -132,18 +158,25 @@ def evaluated(value: Any, name: str = "value") -> Any:
     :param value: the entry; what is no string is returned as it is
     :param name: what it is the value of, for the error
     :return: its value
-    :raises ConfigurationError: when something else is in it
+    :raises ConfigurationError: when something else is in it, or the value is of another type than :data:`EXPRESSIONS` says
     """
     if not isinstance(value, str):
         return value
     try:
-        return _value_of(ast.parse(value.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        found = _value_of(ast.parse(value.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise ConfigurationError(
             f"{name}: cannot read {value!r} ({' '.join(str(error).split())}). Nothing but literals is read (text in quotes), "
             f"the calls {', '.join(KEY_TO_CALL)}, the classes {', '.join(KEY_TO_CLASS)} and those of nn and th.optim, "
             "such as nn.ReLU."
         ) from error
+    kinds = EXPRESSIONS.get(name)
+    if kinds is not None and not isinstance(found, kinds):
+        raise ConfigurationError(
+            f"{name} has to be {' or '.join(kind.__name__ for kind in kinds)}, but {value!r} is {type(found).__name__}. "
+            'Write it without quotes inside the quotes, such as "dict(net_arch=[64, 64])".'
+        )
+    return found
 
 
 def _value_of(node: ast.expr) -> Any:
@@ -235,24 +268,38 @@ def check_links(run_folder: str | Path) -> None:
 
 def check_modules(names: list[str], run_folder: str | Path) -> None:
     """
-    Check that none of the modules that a run folder names is one that lies in it, for importing it would run it.
+    Check that none of the modules that a run folder names lies in it or in another run, for importing it would run it.
 
     :param names: modules, or paths of classes
     :param run_folder: the folder
     :raises ConfigurationError: when one does
     """
-    folder = Path(run_folder).resolve()
+    folder = _folder_of_runs(Path(run_folder).resolve())
     for name in names:
-        path = Path()
+        path = ""
         for part in name.split("."):
-            path /= part
-            for root in sys.path:
-                for candidate in (Path(root or ".") / path, (Path(root or ".") / path).with_suffix(".py")):
-                    if candidate.exists() and candidate.resolve().is_relative_to(folder):
-                        raise ConfigurationError(
-                            f"{run_folder} names the module {name}, which is {candidate}, in the folder itself: a run folder "
-                            "is data, and importing it would run it. Move the module elsewhere if it is yours."
-                        )
+            path = os.path.join(path, part)
+            for file in _files_of_module(path):
+                if Path(file).resolve().is_relative_to(folder):
+                    raise ConfigurationError(
+                        f"{run_folder} names the module {name}, which is {file}, in a folder of runs: a run folder "
+                        "is data, and importing it would run it. Move the module elsewhere if it is yours."
+                    )
+
+
+def _files_of_module(path: str) -> list[str]:
+    """What an import runs: a module, or the beginning of a package. A folder without that is none."""
+    bases = [os.path.join(root, path, "") + "__init__" for root in sys.path] + [os.path.join(root, path) for root in sys.path]
+    return [base + suffix for base in bases for suffix in all_suffixes() if os.path.isfile(base + suffix)]
+
+
+def _folder_of_runs(run_folder: Path) -> Path:
+    """The log folder of a run (log folder / algorithm / run), as far up as nothing is imported from it anyway."""
+    roots = {Path(root or ".").resolve() for root in sys.path}
+    folder = run_folder
+    while folder != run_folder.parents[1] and run_folder.parent.name in ALGOS and folder.parent not in roots:
+        folder = folder.parent
+    return folder
 
 
 def check_classes(hyperparams: Mapping[str, Any], run_folder: str | Path) -> None:

@@ -1,6 +1,7 @@
 """One experiment of the launcher: rl_zoo3's manager, with relabeling options and evaluation task by task."""
 
 import inspect
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import EvalCallback
@@ -23,6 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, sync_envs_no
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
+from hipi_sb3.experience.whole import remedy_named, whole_file
 from zoo.checkpoints import (
     REPLAY_BUFFER,
     ResumableCallback,
@@ -35,9 +37,10 @@ from zoo.checkpoints import (
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
-from zoo.normalization import PlainVecNormalize, load_normalization
+from zoo.normalization import PICKLED, PlainVecNormalize, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
+from zoo.run_lock import RunLock
 from zoo.search import TASK_SEED, SearchManager
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
@@ -45,6 +48,27 @@ HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 #: In the run folder: its checkpoints, and, beside config.yml, what else explains it.
 CHECKPOINTS = "checkpoints"
 RUN_FILE = "run.yml"
+
+
+class WholeEvalCallback(EvalCallback):
+    """``EvalCallback`` whose ``evaluations.npz`` and ``best_model.zip`` are there whole or as they were before."""
+
+    def _on_step(self) -> bool:
+        log_path, folder, best = self.log_path, self.best_model_save_path, self.best_mean_reward
+        # stable-baselines3 writes both in place: it gets memory for the one, and the other is not its business.
+        arrays = io.BytesIO()
+        self.log_path, self.best_model_save_path = arrays, None  # type: ignore[assignment]
+        try:
+            goes_on = super()._on_step()
+        finally:
+            self.log_path, self.best_model_save_path = log_path, folder
+        if arrays.getvalue():
+            with whole_file(f"{log_path}.npz") as file:
+                file.write_bytes(arrays.getvalue())
+        if self.best_mean_reward > best:
+            with whole_file(Path(str(folder)) / "best_model.zip") as file:
+                self.model.save(file)
+        return goes_on
 
 
 class TaskExperimentManager(SearchManager):
@@ -83,9 +107,13 @@ class TaskExperimentManager(SearchManager):
         self.checkpoint: Path | None = None
         self.resume = resume
         self.trust = trust
+        self.uuid_str: str = kwargs.get("uuid_str", "")
+        self.lock: RunLock | None = None
         if resume is not None:
             self.save_path = resume
             self.params_path = os.path.join(resume, self.env_name)
+            # Before anything in the folder is changed, half-written checkpoints among it.
+            self.lock = RunLock(resume)
             self.checkpoint = last_checkpoint(Path(resume) / CHECKPOINTS)
         if self.checkpoint is not None and LauncherBC.dataset_path is None:
             self.trained_agent = str(self.checkpoint / "model.zip")
@@ -100,8 +128,6 @@ class TaskExperimentManager(SearchManager):
         :return: model and hyperparameters, or None when searching
         :raises ConfigurationError: when anything in it fails; no run folder is left behind then
         """
-        run_folder = Path(self.save_path)
-        existed = run_folder.exists()
         results = None
         try:
             with configuration_errors(self.verbose):
@@ -113,9 +139,26 @@ class TaskExperimentManager(SearchManager):
                 results = model_and_hyperparams
         finally:
             # Neither a failed set-up nor a search has a model: what rl_zoo3 made would pass for the latest run.
-            if results is None and not existed:
-                shutil.rmtree(run_folder, ignore_errors=True)
+            if results is None and self.resume is None and self.lock is not None:
+                shutil.rmtree(self.save_path, ignore_errors=True)
         return results
+
+    def create_log_folder(self) -> None:
+        """Make the run folder and lock it. Of two runs that start at once, each makes one of its own."""
+        if self.resume is not None:
+            return
+        with remedy_named(self.save_path):
+            Path(self.log_path).mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                os.mkdir(self.save_path)
+                break
+            except FileExistsError:
+                number = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{number}{self.uuid_str}")
+        self.lock = RunLock(self.save_path)
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        os.mkdir(self.params_path)
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -190,15 +233,25 @@ class TaskExperimentManager(SearchManager):
             self.callbacks = from_yaml + [self._on_fixed_tasks(c) if isinstance(c, EvalCallback) else c for c in created]
         else:
             # A GoalEnv draws its goals itself: as many episodes as there would be tasks.
-            for callback in created:
-                if isinstance(callback, EvalCallback):
-                    callback.n_eval_episodes = max(self.n_eval_episodes, self.n_eval_tasks)
+            self.callbacks = from_yaml + [self._whole(c) if isinstance(c, EvalCallback) else c for c in created]
         is_off_policy = issubclass(ALGOS[self.algo], OffPolicyAlgorithm)
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
             siblings = list(self.callbacks)
             kind = ResumableCallback if LauncherBC.dataset_path is None else CloningCheckpoints
             self.callbacks.append(kind(folder, self.checkpoint_freq, self.seed, siblings, self.checkpoint))
+
+    def _whole(self, callback: EvalCallback) -> WholeEvalCallback:
+        return WholeEvalCallback(
+            callback.eval_env,
+            callback_on_new_best=callback.callback_on_new_best,
+            best_model_save_path=self.save_path,
+            n_eval_episodes=max(self.n_eval_episodes, self.n_eval_tasks),
+            log_path=self.save_path,
+            eval_freq=callback.eval_freq,
+            deterministic=callback.deterministic,
+            verbose=callback.verbose,
+        )
 
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
@@ -258,7 +311,15 @@ class TaskExperimentManager(SearchManager):
 
         :param model: trained model
         """
-        super().save_trained_model(model)
+        print(f"Saving to {self.save_path}")
+        with whole_file(Path(self.save_path) / f"{self.env_name}.zip") as file:
+            model.save(file)
+        if self.save_replay_buffer and isinstance(model, OffPolicyAlgorithm):
+            print("Saving replay buffer")
+            model.save_replay_buffer(os.path.join(self.save_path, "replay_buffer.pkl"))
+        normalize = model.get_vec_normalize_env()
+        if self.normalize and normalize is not None:
+            normalize.save(os.path.join(self.params_path, PICKLED))
         if self.task_family is not None:
             self.report(model)
         path = Path(self.params_path) / RUN_FILE
@@ -305,7 +366,8 @@ class TaskExperimentManager(SearchManager):
             callback.add(evaluation, num_timesteps)
         values = {"algo": self.algo, "env": self.env_name.gym_id, "seed": self.seed, "num_timesteps": num_timesteps}
         path = run_folder / "task_evaluation.json"
-        path.write_text(json.dumps({**values, **evaluation.to_dict()}, indent=1) + "\n")
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps({**values, **evaluation.to_dict()}, indent=1) + "\n")
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 

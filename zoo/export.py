@@ -18,11 +18,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import yaml
 from stable_baselines3.sac.policies import Actor
 
 from hipi_sb3 import HIPISAC
 from hipi_sb3.shipped.policies import FOLDER, KEY_TO_ACTIVATION, PretrainedPolicy
+from zoo.configuration import read_yaml
 from zoo.errors import ConfigurationError, exit_with_error
 from zoo.normalization import NORMALIZATION, PICKLED
 
@@ -77,7 +77,7 @@ def export(run: Path, out: Path) -> Path:
             f"{run}: the observations were normalised, and their statistics would be missing. Train without normalize."
         )
     policy = policy_of(HIPISAC.load(run / f"{env_id}.zip", device="cpu", buffer_size=1))
-    policy.card = card_of(result, yaml.safe_load((run / env_id / "run.yml").read_text()))
+    policy.card = card_of(result, read_yaml(run / env_id / "run.yml"))
     path = policy.write(out, env_id)
     if path.stat().st_size > MAX_BYTES:
         raise ConfigurationError(

@@ -1,7 +1,6 @@
 """``VecNormalize`` in a file of plain numbers, in the place of stable-baselines3's pickle, which can run any code."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from hipi_sb3.experience.whole import whole_file
 from zoo.errors import ConfigurationError
 
 #: Its file, beside the configuration of a run, and the one that rl_zoo3 writes.
@@ -34,9 +34,8 @@ class PlainVecNormalize(VecNormalize):
         """
         path = Path(save_path).with_suffix(".json")
         state = {"settings": {name: getattr(self, name) for name in _SETTINGS}, **statistics_to_json(self)}
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(state, indent=1) + "\n")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(state, indent=1) + "\n")
 
     @staticmethod
     def load(load_path: str, venv: VecEnv) -> VecNormalize:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hipi_sb3.evaluation import task_labels
+from hipi_sb3.experience.whole import NotWritten, remedy_named, whole_file
 from zoo.comparison import ALL, curve_estimates, curves_of
 from zoo.errors import ConfigurationError, check_name, exit_with_error
 
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         frame = read_evaluations(folder / args.csv, args.methods)
         for path in save_all(frame, read_tasks(folder, frame), Path(args.out) if args.out else folder / "figures"):
             print(path)
-    except ConfigurationError as error:
+    except (ConfigurationError, NotWritten) as error:
         exit_with_error("plots.py", error)
 
 
@@ -130,12 +131,14 @@ def save_all(frame: pd.DataFrame, tasks: dict[tuple[str, str], tuple[np.ndarray,
     :param folder: where to write
     :return: files
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with remedy_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in all_figures(frame, tasks).items():
         for suffix in ("png", "svg"):
             paths.append(folder / f"{name}.{suffix}")
-            figure.savefig(paths[-1], dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            with whole_file(paths[-1]) as file:
+                figure.savefig(file, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
     return paths
 
 

@@ -23,6 +23,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hipi_sb3.experience.whole import NotWritten
 from zoo.comparison import ALL, median_steps, summarize, with_interval, write_atomically
 from zoo.configuration import read_yaml
 from zoo.errors import ConfigurationError, configuration_errors, exit_with_error
@@ -42,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     try:
         page = make_page(args, command_line("report.py", arguments))
-    except ConfigurationError as error:
+        write_atomically(Path(args.out), page)
+    except (ConfigurationError, NotWritten) as error:
         exit_with_error("report.py", error)
-    write_atomically(Path(args.out), page)
     print(f"Report: {args.out} ({len(page) / 1e6:.1f} MB)")
 
 

@@ -1,6 +1,5 @@
 """A search of the launcher: rl_zoo3's samplers, pruners and trials, on fixed tasks and with workers that may be killed."""
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from hipi_sb3 import TaskFamily
 from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
+from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.installed import machine, versions
 from zoo.configuration import EXPRESSIONS, evaluated
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
@@ -318,7 +318,6 @@ def write_best(
         command,
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
     comments = "".join(f"# {line}\n" for line in lines)
-    temporary.write_text(comments + yaml.safe_dump({env_id: hyperparams}, sort_keys=False))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(comments + yaml.safe_dump({env_id: hyperparams}, sort_keys=False))

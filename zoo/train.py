@@ -37,12 +37,13 @@ import gymnasium as gym
 import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
 
+from hipi_sb3.experience.whole import NotWritten
 from zoo import plugin
 from zoo.checkpoints import RunStopped
 from zoo.cloning import LauncherBC
 from zoo.configuration import StoreExpressions
 from zoo.errors import ConfigurationError, check_name, exit_with_error
-from zoo.experiment import TaskExperimentManager, parse_relabel, recorded_arguments
+from zoo.experiment import CHECKPOINTS, TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
 
 
@@ -98,6 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
         rl_zoo3.train.train()
     except ConfigurationError as error:
         exit_with_error("train.py", error)
+    except NotWritten as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        resumable = managers and (Path(managers[0].save_path) / CHECKPOINTS).is_dir()
+        if resumable:
+            print(f"To go on: {command_line('train.py', ['--resume', managers[0].save_path])}", file=sys.stderr)
+        sys.exit(1)
     except RunStopped as stopped:
         folder = managers[0].save_path
         print(f"\nStopped by {stopped}. To go on: {command_line('train.py', ['--resume', folder])}", flush=True)
@@ -107,6 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
         if managers:
             raise
         exit_with_error("train.py", error)
+    finally:
+        for manager in managers:
+            if manager.lock is not None:
+                manager.lock.release()
 
 
 def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> list[str]:

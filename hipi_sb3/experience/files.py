@@ -7,7 +7,6 @@ moment at which ``buffer.json`` is replaced, and the old one until then.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.experience.archives import check_no_link, read_npy
+from hipi_sb3.experience.whole import flush, remedy_named, whole_file
 
 HEADER = "buffer.json"
 FORMAT = "hipi_sb3.HIPIReplayBuffer"
@@ -37,32 +37,43 @@ def write_state(path: str | Path, state: dict[str, Any]) -> None:
     :param state: dicts, lists and tuples of arrays, numbers, strings, booleans and None
     :raises FileExistsError: when there is something else in that place
     :raises TypeError: when the state holds something else
+    :raises NotWritten: when the disk is full, or cannot be written to
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and all(_is_ours(entry) for entry in path.iterdir())):
         raise FileExistsError(f"{path} exists and is not the folder of a replay buffer. Choose another path, or remove it.")
     arrays: dict[str, np.ndarray] = {}
     packed = pack(state, arrays)
-    path.mkdir(parents=True, exist_ok=True)
-    numbers = [int(entry.name.partition("-")[2]) for entry in path.glob("arrays-*")]
-    folder = path / f"arrays-{max(numbers, default=0) + 1}"
-    folder.mkdir()
+    with remedy_named(path):
+        path.mkdir(parents=True, exist_ok=True)
+        numbers = [int(entry.name.partition("-")[2]) for entry in path.glob("arrays-*")]
+        folder = path / f"arrays-{max(numbers, default=0) + 1}"
+        folder.mkdir()
+        entries = _write_arrays(folder, arrays)
+        for written in (folder, path, path.parent):
+            flush(written)
+        header = {"format": FORMAT, "version": VERSION, "folder": folder.name, "arrays": entries, "state": packed}
+        # From the moment at which it takes its place, the state is the new one.
+        with whole_file(path / HEADER) as temporary:
+            temporary.write_text(json.dumps({**header, "sha256": _text_checksum(header)}, indent=1) + "\n")
+        for entry in path.glob("arrays-*"):
+            if entry != folder:
+                shutil.rmtree(entry)
+
+
+def _write_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Write each array into a file, and return what the header says of it."""
     entries = {}
-    for name, array in arrays.items():
-        file = folder / f"{name}.npy"
-        np.save(file, array)
-        flush(file)
-        entries[name] = {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": checksum(file)}
-    flush(folder)
-    header = {"format": FORMAT, "version": VERSION, "folder": folder.name, "arrays": entries, "state": packed}
-    temporary = path / f"{HEADER}.tmp"
-    temporary.write_text(json.dumps({**header, "sha256": _text_checksum(header)}, indent=1) + "\n")
-    flush(temporary)
-    os.replace(temporary, path / HEADER)
-    flush(path)
-    for entry in path.glob("arrays-*"):
-        if entry != folder:
-            shutil.rmtree(entry)
+    try:
+        for name, array in arrays.items():
+            file = folder / f"{name}.npy"
+            np.save(file, array)
+            flush(file)
+            entries[name] = {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": checksum(file)}
+    except OSError:
+        shutil.rmtree(folder)  # on a full disk its room is needed
+        raise
+    return entries
 
 
 def read_state(path: str | Path, mmap: bool = False) -> Any:
@@ -117,19 +128,6 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """
-    Have a file or a folder written to the disk itself.
-
-    :param path: file or folder
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """
     Describe a space by plain values.
@@ -171,7 +169,7 @@ def space_from_json(entry: dict[str, Any]) -> spaces.Space:
 
 
 def _is_ours(entry: Path) -> bool:
-    return entry.name in (HEADER, f"{HEADER}.tmp") or re.fullmatch(r"arrays-\d+", entry.name) is not None
+    return entry.name in (HEADER, f"writing-{HEADER}", f"{HEADER}.tmp") or re.fullmatch(r"arrays-\d+", entry.name) is not None
 
 
 def _read_array(file: Path, entry: dict[str, Any], mmap: bool) -> np.ndarray:

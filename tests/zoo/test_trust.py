@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,29 @@ def test_an_expression_in_a_yaml_file_runs_nothing(run_folder, capsys, call, nam
     assert not (run_folder.parents[2] / "mark").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["normalize", "policy_kwargs", "replay_buffer_kwargs", "replay_buffer_class", "monitor_kwargs"]
+)
+def test_a_text_in_an_expression_is_not_evaluated_again(run_folder, capsys, name):
+    """The value of the expression is a string, and rl_zoo3 runs strings."""
+    path = run_folder / ENV_ID / "config.yml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), name: repr(CODE)}))
+    assert f"{name} has to be" in refused(resume, run_folder, capsys)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_an_expression_on_the_command_line_runs_nothing_however_often_it_is_quoted(tmp_path, monkeypatch, capsys, depth):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zoo/train.py"])
+    text = CODE
+    for _ in range(depth):
+        text = repr(text)
+    with pytest.raises(SystemExit) as exit_info:
+        train.main(["--env", "PointFourRooms-v0", "-n", "50", "-params", f"policy_kwargs:{text}"])
+    assert exit_info.value.code == 2 and not (tmp_path / "mark").exists()
+    assert "policy_kwargs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["-params", "--env-kwargs", "--eval-env-kwargs"])
 def test_an_expression_in_a_recorded_command_line_runs_nothing(run_folder, capsys, option):
     path = run_folder / ENV_ID / "run.yml"
@@ -165,6 +189,40 @@ def test_a_module_in_a_run_folder_is_not_imported(run_folder, capsys, spelling, 
     run = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**run, "arguments": [*run["arguments"], *(part.format(name) for part in spelling)]}))
     assert "a run folder is data, and importing it would run it" in refused(resume, run_folder, capsys)
+
+
+@pytest.mark.parametrize("suffix", [".py", ".pyc", "/__init__.py"])
+@pytest.mark.parametrize("algo", ["hipi_sac", "sac"])
+def test_a_module_in_a_neighbouring_run_folder_is_not_imported(run_folder, capsys, algo, suffix, monkeypatch):
+    """A folder of runs is handed on as a whole."""
+    monkeypatch.syspath_prepend(run_folder.parents[2])
+    neighbour = run_folder.parents[1] / algo / "Other-v0_1"
+    neighbour.mkdir(parents=True)
+    file = Path(f"{neighbour}/evil{suffix}")
+    file.parent.mkdir(exist_ok=True)
+    source = neighbour / "source.txt"
+    source.write_text("import os; os.system('touch mark')")
+    py_compile.compile(str(source), str(file)) if suffix == ".pyc" else source.rename(file)
+    path = run_folder / ENV_ID / "run.yml"
+    run = yaml.safe_load(path.read_text())
+    module = f"logs.{algo}.Other-v0_1.evil"
+    path.write_text(yaml.safe_dump({**run, "arguments": [*run["arguments"], "--gym-packages", module]}))
+    assert "a run folder is data, and importing it would run it" in refused(resume, run_folder, capsys)
+
+
+def test_a_module_of_the_user_beside_the_runs_is_imported(run_folder, capsys, monkeypatch):
+    """Also where the runs lie in the folder from which modules are imported (-f .)."""
+    folder = run_folder.parents[1]
+    monkeypatch.syspath_prepend(folder)
+    (folder / "my_environments.py").write_text("from pathlib import Path; Path('imported').touch()")
+    path = run_folder / ENV_ID / "run.yml"
+    run = yaml.safe_load(path.read_text())
+    more = ["-f", "logs", "--gym-packages", "my_environments", "slow_tasks"]
+    path.write_text(yaml.safe_dump({**run, "arguments": [*run["arguments"], *more]}))
+    monkeypatch.syspath_prepend(run_folder.parents[2])
+    resume(run_folder)
+    assert Path("imported").exists()
+    assert "hipi_sac on SlowWalk-v0 after 60 steps" in capsys.readouterr().out
 
 
 class Evil:
@@ -232,7 +290,7 @@ def test_a_state_cannot_cut_off_files_outside_of_its_run(run_folder, capsys, nam
 
 
 @pytest.mark.parametrize("call", [resume, look], ids=["resume", "enjoy"])
-@pytest.mark.parametrize("name", [f"{ENV_ID}/run.yml.tmp", "0.monitor.csv", "checkpoints/writing-80"])
+@pytest.mark.parametrize("name", [f"{ENV_ID}/writing-run.yml", "0.monitor.csv", "checkpoints/writing-80"])
 def test_nothing_is_written_through_a_symbolic_link(run_folder, capsys, call, name):
     outside = run_folder.parents[2] / "outside"
     outside.write_text("precious")
@@ -264,6 +322,12 @@ def test_rl_zoo3s_tags_are_data(tmp_path):
         ("!!python/object/apply:collections.OrderedDict {a: 1}", "config.yml, line 1"),
         ("a: [1", "config.yml is malformed"),
         ("- 1", "has to hold entries"),
+        ("a: !!int ''", "config.yml is malformed"),
+        ("a: !!bool x", "config.yml is malformed"),
+        ("a: !!timestamp x", "config.yml is malformed"),
+        ("a: " + "[" * 5000 + "]" * 5000, "config.yml is malformed"),
+        ("a: &a [*a]", "config.yml is malformed: more than 100000 values"),
+        ("a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)), "more than 100000 values"),
     ],
 )
 def test_what_is_not_plain_names_file_and_tag(tmp_path, text, message):
@@ -318,6 +382,7 @@ def test_a_schedule_is_an_expression(tmp_path):
         "1 if True else 2",
         "'a'.__class__",
         "(" * 5000,
+        "int(1e400)",
         "",
     ],
 )
