@@ -170,7 +170,7 @@ def runs_table(folders: Iterable[str]) -> str:
             raise ConfigurationError(f"{folder} is no folder of a finished run: there is no {path.name} in it.")
         run = json.loads(path.read_text())
         recorded = next(iter(folder.glob("*/run.yml")), None)
-        about = {"command": ""} if recorded is None else read_yaml(recorded)
+        about: dict[str, Any] = {"command": ""} if recorded is None else read_yaml(recorded)
         # With -n the command of a run that was gone on with may say fewer steps than it has.
         steps = [str(resumed["step"]) for resumed in about.get("resumed", [])]
         command = about["command"] + (f" (gone on with --resume from step {', '.join(steps)})" if steps else "")
