@@ -1,5 +1,6 @@
-"""What the options are where none is given: it depends on the tasks alone, but that HIPIReplayBuffer has windows of one step where
-actions are discrete.
+"""What the options are where none is given: it depends on the tasks alone.
+
+Only the length of a window looks at the actions, too: ``HIPIReplayBuffer`` has one step where they are discrete.
 
 Tasks that are fulfilled at some moment (goals, and whatever ends) pay little until then and everything at once. A window that
 got there is worth more than the critic knows, so it is learned from whole and judged by what happened. Rewards that come in
