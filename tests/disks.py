@@ -24,8 +24,8 @@ def _watch(folder: pathlib.Path, act: Callable[[str, str], None]) -> None:
             act(kind, path)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
-            note("write", arguments[0])
+        if event == "open" and isinstance(arguments[0], str | os.PathLike) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            note("write", os.fspath(arguments[0]))
         elif event == "os.rename":
             note("rename", f"{os.fspath(arguments[0])} -> {os.fspath(arguments[1])}")
         elif event in _AUDITED:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hipi_sb3.experience.archives import check_no_link
+from hipi_sb3.experience.whole import remedy_named
 from zoo.errors import ConfigurationError
 
 LOCK = "run.lock"
@@ -33,7 +34,8 @@ class RunLock:
         }
         check_no_link(self.path)
         # Looked at and written by one process at a time: of two that find a stale lock, only the first takes it.
-        descriptor = _open_locked(self.path)
+        with remedy_named(self.path):
+            descriptor = _open_locked(self.path)
         try:
             owner = _read_owner(descriptor)
             if owner is not None and _may_live(owner):
