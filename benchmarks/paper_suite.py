@@ -11,6 +11,7 @@ there are goals, random labels elsewhere), the same with windows of five steps, 
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
@@ -76,11 +77,14 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
     finished = set(before[["method", "env", "seed"]].itertuples(index=False, name=None))
     for some in (METHODS, MORE_METHODS) if methods is None else (methods,):
         missing = [cell for cell in make_cells(seeds, some) if (cell.method, cell.env, cell.seed) not in finished]
-        broken += benchmark.run_cells(missing, folder, args)
-        if any((folder / cell.name / "cell.json").is_file() for cell in missing):
-            new = benchmark.gather(missing, folder).drop(columns="wall_seconds").round(4)
-            before = pd.concat([before, new], ignore_index=True)
-            write_atomically(results, before.to_csv(index=False))
+        # Task by task, so that what is committed grows with what is finished.
+        for _, cells in itertools.groupby(missing, key=lambda cell: (cell.seed, cell.env)):
+            of_task = list(cells)
+            broken += benchmark.run_cells(of_task, folder, args)
+            if any((folder / cell.name / "cell.json").is_file() for cell in of_task):
+                new = benchmark.gather(of_task, folder).drop(columns="wall_seconds").round(4)
+                before = pd.concat([before, new], ignore_index=True)
+                write_atomically(results, before.to_csv(index=False))
     for cell, reason in broken:
         print(f"broken: {cell.name}: {reason}", file=sys.stderr)
 
