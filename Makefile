@@ -53,7 +53,7 @@ tour: $(STAMP)
 	@echo "The tour is over. Open $(TOUR)/report.html and $(TOUR)/video.mp4; figures are in $(TOUR)/figures."
 
 test: $(STAMP) browser
-	$(RUN) -m pytest -n $(PYTEST_WORKERS) $(ARGS)
+	$(RUN) -m pytest -n $(PYTEST_WORKERS) -rsfE $(ARGS)
 
 # The policies that come with the package: some six minutes on one core.
 pretrained: $(STAMP)
@@ -62,7 +62,8 @@ pretrained: $(STAMP)
 	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFixedGoals-v0_1
 	$(RUN) zoo/export.py logs/pretrained/hipi_sac/PointFourRooms-v0_1
 
-# Pages are looked at in Chromium. Where it is missing and may be installed, it is; elsewhere the tests of pages say what to do.
+# Pages are looked at in Chromium. Where it is missing and may be installed, it is; elsewhere the tests of pages are skipped, and
+# the list at the end says what to install.
 browser:
 	@command -v chromium chromium-browser google-chrome > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
