@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import hipi_sb3
@@ -80,6 +82,18 @@ def test_the_constraints_pin_all_that_is_required_within_its_range(wheel):
 def test_the_constraints_name_versions_and_nothing_else():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert all(line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+def test_the_versions_of_the_constraints_run_with_the_oldest_python_that_is_promised():
+    # 3.11 as Debian 12 has it is 3.11.2: a pin that wants 3.11.5 cannot be installed there.
+    installed = {canonicalize_name(package.name): package for package in distributions()}
+    asked = {
+        name: SpecifierSet(installed[name].metadata["Requires-Python"] or "")
+        for name, version in PINS.items()
+        if name in installed and installed[name].version.split("+")[0] == version
+    }
+    assert len(asked) > 20
+    assert {name: str(versions) for name, versions in asked.items() if not versions.contains("3.11.0")} == {}
 
 
 def test_pyproject_configures_tools_only():
