@@ -1,8 +1,38 @@
-"""Arrays that a user gives: converted, or refused with what they are and what they should be."""
+"""Numbers and arrays that a user gives: converted, or refused with what they are and what they should be."""
 
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+
+def check_count(name: str, value: Any, least: int, meaning: str = "") -> None:
+    """
+    Check a whole number.
+
+    :param name: what it is called, for the error
+    :param value: the number
+    :param least: smallest one that makes sense
+    :param meaning: what it counts, for the error
+    :raises ValueError: when it is less, or no whole number
+    """
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, at least {least}{meaning}, not {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{meaning}, not {value}.")
+
+
+def check_probability(name: str, value: Any, meaning: str) -> None:
+    """
+    Check a probability.
+
+    :param name: what it is called, for the error
+    :param value: the number
+    :param meaning: of what, for the error
+    :raises ValueError: when it is none
+    """
+    if not isinstance(value, Real) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is a number from 0 to 1, {meaning}, not {value!r}.")
 
 
 def numbers(name: str, values: Any, *axes: str) -> np.ndarray:

@@ -283,8 +283,8 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
     for done, (cell, reason) in enumerate(ended, start=1):
         if reason is not None:
             broken.append((cell, reason))
-        minutes = (time.perf_counter() - start) / 60
-        print(f"[{done}/{len(missing)}, {minutes:.1f} min] {cell.name} {'broken' if reason else 'finished'}", flush=True)
+        said = "finished" if reason is None else f"broken: {reason}"
+        print(f"[{done}/{len(missing)}, {(time.perf_counter() - start) / 60:.1f} min] {cell.name} {said}", flush=True)
     finished = [path for cell in missing if (path := folder / cell.name / "cell.json").is_file()]
     if finished:
         cpu_seconds = sum(json.loads(path.read_text())["cpu_seconds"] for path in finished)
@@ -326,16 +326,8 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     run_folder.mkdir(parents=True, exist_ok=True)
     options = cell_options(cell, args)
     # A cell that breaks is run again from its start.
-    command = [
-        sys.executable,
-        str(ROOT / "zoo" / "train.py"),
-        "--checkpoint-freq",
-        "0",
-        "--verbose",
-        "0",
-        "-uuid",
-        "--no-picture",
-    ]
+    command = [sys.executable, str(ROOT / "zoo" / "train.py")]
+    command += ["--checkpoint-freq", "0", "--verbose", "0", "-uuid", "--no-picture"]
     command += ["--log-folder", str(run_folder / "logs"), *options]
     # What an earlier try left does not count, whatever the clock says of its age.
     before = set((run_folder / "logs").glob("*/*/evaluations.npz"))
@@ -344,7 +336,8 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     exit_code, cpu_seconds = runs(command, run_folder / "output.txt")
     results = [path for path in (run_folder / "logs").glob("*/*/evaluations.npz") if path not in before]
     if exit_code != 0 or not results:
-        return f"exit code {exit_code}; its last words are in {run_folder / 'output.txt'}"
+        last_line = (run_folder / "output.txt").read_text().rstrip().rpartition("\n")[2]
+        return f"exit code {exit_code}; {last_line} ({run_folder / 'output.txt'})"
     values = {
         "command": command[1:],
         "options": options,

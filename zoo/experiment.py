@@ -98,6 +98,10 @@ class TaskExperimentManager(SearchManager):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.n_timesteps < 1 and self.n_timesteps != -1:  # -1 is rl_zoo3's "as in the YAML file"
+            raise ConfigurationError(
+                f"-n must be at least 1 step, not {self.n_timesteps}. Without it the YAML file says how many."
+            )
         self.draws_picture = draws_picture
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from hipi_sb3.given import check_count
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.family import TaskFamily
 
@@ -159,8 +160,7 @@ def check_candidates(candidates: str | Mapping[str, float] | None, n_tasks: int)
     :param n_tasks: number of candidates
     :raises ValueError: when a source is unknown, the shares do not sum to one or there are no candidates
     """
-    if n_tasks < 1:
-        raise ValueError(f"n_candidate_tasks must be at least 1, not {n_tasks}.")
+    check_count("n_candidate_tasks", n_tasks, 1)
     if candidates is None:
         return
     shares = {candidates: 1.0} if isinstance(candidates, str) else dict(candidates)

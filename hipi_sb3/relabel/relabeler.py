@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 
 from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.given import check_count, check_probability
 from hipi_sb3.names import describe, lookup
 from hipi_sb3.relabel.candidates import CandidateSampler, check_candidates
 from hipi_sb3.relabel.defaults import default_candidates, defaults_for
@@ -70,16 +71,13 @@ class Relabeler:
         label_reuse: int = 16,
         n_steps: int | None = None,
     ) -> None:
-        if not 0 <= relabel_prob <= 1:
-            raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
-        if warmup_updates < 0:
-            raise ValueError(f"warmup_updates must not be negative, but it is {warmup_updates}.")
-        if label_reuse < 1:
-            raise ValueError(f"label_reuse must be at least 1, how often a label is used, not {label_reuse}.")
+        check_probability("relabel_prob", relabel_prob, "the share of rows that are relabeled")
+        check_count("warmup_updates", warmup_updates, 0)
+        check_count("label_reuse", label_reuse, 1, ", how often a label is used")
         if score is not None:
             lookup("score", score, KEY_TO_SCORE)
-        if n_steps is not None and n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, not {n_steps}.")
+        if n_steps is not None:
+            check_count("n_steps", n_steps, 1)
         check_candidates(candidates, n_candidate_tasks)
         self.strategy = make_strategy(strategy)
         #: What was asked for. What is None follows the tasks, see :mod:`hipi_sb3.relabel.defaults`.

@@ -1,5 +1,7 @@
 """Benchmark, plots, report and enjoy, as a user runs them."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -33,13 +35,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    """A benchmark of two methods, one of which breaks: folder, how it ended."""
+    """A benchmark of two methods, one of which breaks: folder, how it ended, what it said of errors."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(benchmark.KEY_TO_METHOD, "broken", benchmark.Method(("strategy=nonesuch",)))
-        with pytest.raises(SystemExit) as exit_info:
+        with pytest.raises(SystemExit) as exit_info, contextlib.redirect_stderr(io.StringIO()) as said:
             run_benchmark(folder, "none,hipi,broken", "--jobs", "2")
-    return folder, exit_info.value.code
+    return folder, exit_info.value.code, said.getvalue()
 
 
 def benchmark_arguments(folder, methods, *arguments):
@@ -52,11 +54,12 @@ def run_benchmark(folder, methods, *arguments):
 
 
 def test_a_broken_cell_does_not_stop_the_others(compared):
-    folder, code = compared
+    folder, code, said = compared
     assert code == 1
     frame = pd.read_csv(folder / "evaluations.csv")
     assert set(frame["method"]) == {"none", "hipi"} and set(frame["timesteps"]) == {60, 120}
     assert "Did you mean 'none'?" in (folder / "PointFourRooms-v0/broken/seed0/output.txt").read_text()
+    assert "Did you mean 'none'?" in said
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["command"].startswith("python zoo/benchmark.py --suite point") and "torch" in summary["versions"]
     assert {"iqm", "area", "steps_to_threshold", "wall_seconds", "cpu_seconds"} <= set(summary["results"][0])
@@ -78,7 +81,7 @@ def test_the_summary_names_the_commits_of_the_runs(compared):
 
 
 def test_finished_cells_are_not_run_again_and_broken_ones_are(compared, monkeypatch, capsys):
-    folder, _ = compared
+    folder, _, _ = compared
     ran = []
 
     def run_cell(cell, folder, args):
