@@ -31,7 +31,7 @@ def check_probability(name: str, value: Any, meaning: str) -> None:
     :param meaning: of what, for the error
     :raises ValueError: when it is none
     """
-    if not isinstance(value, Real) or not 0 <= value <= 1:
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name} is a number from 0 to 1, {meaning}, not {value!r}.")
 
 

@@ -52,6 +52,12 @@ def lacking(what: str) -> NoReturn:
     pytest.skip(what)
 
 
+def require_rendering() -> None:
+    """MuJoCo draws with a display or with EGL; without both the test is left."""
+    if not os.environ.get("DISPLAY") and not ctypes.util.find_library("EGL"):
+        lacking("MuJoCo needs EGL to draw without a display: `sudo apt-get install libegl1 libegl-mesa0`.")
+
+
 @pytest.fixture
 def main(monkeypatch, tmp_path, capsys):
     """Run train.py in this process, and give what it printed."""

@@ -149,7 +149,8 @@ def test_a_policy_does_what_its_card_says(env_id):
     tasks = evaluation_tasks(env.get_wrapper_attr("task_family"), result["n_tasks"], enjoy.TASK_SEED)
     evaluation = evaluate_tasks(policy, env, tasks, seed=enjoy.TASK_SEED)
     if result["success_rate"] is not None:
-        assert_allclose(evaluation.success_rate, result["success_rate"], atol=0.02)
+        # The last evaluation of train.py comes before its last gradient step: two tasks may come out otherwise.
+        assert_allclose(evaluation.success_rate, result["success_rate"], atol=2 / len(tasks))
         assert result["success_rate"] > 0.8
         return
     low, high = result["mean_return_interval"]

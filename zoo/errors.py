@@ -5,7 +5,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import yaml
@@ -69,8 +69,19 @@ def exit_with_error(program: str, error: Exception) -> None:
     :param program: name of the command
     :param error: what went wrong
     """
-    print(f"{program}: error: {error}", file=sys.stderr)
+    say_last(f"{program}: error: {error}")
     sys.exit(2)
+
+
+def say_last(*lines: str) -> None:
+    """
+    Write lines to the standard error, after all that was printed: in a log with both, they come last.
+
+    :param lines: the lines
+    """
+    with suppress(OSError):  # the log may be on the disk that is full
+        sys.stdout.flush()
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:

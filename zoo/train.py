@@ -42,7 +42,7 @@ from zoo import plugin
 from zoo.checkpoints import RunStopped
 from zoo.cloning import LauncherBC
 from zoo.configuration import StoreExpressions
-from zoo.errors import ConfigurationError, check_name, exit_with_error
+from zoo.errors import ConfigurationError, check_name, exit_with_error, say_last
 from zoo.experiment import CHECKPOINTS, TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
 
@@ -100,10 +100,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ConfigurationError as error:
         exit_with_error("train.py", error)
     except NotWritten as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        say_last(f"train.py: error: {error}")
         resumable = managers and (Path(managers[0].save_path) / CHECKPOINTS).is_dir()
         if resumable:
-            print(f"To go on: {command_line('train.py', ['--resume', managers[0].save_path])}", file=sys.stderr)
+            say_last(f"To go on: {command_line('train.py', ['--resume', managers[0].save_path])}")
         sys.exit(1)
     except RunStopped as stopped:
         folder = managers[0].save_path

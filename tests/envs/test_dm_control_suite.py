@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import require
+from conftest import require, require_rendering
 from numpy.testing import assert_allclose, assert_array_equal
 
 require("dm_control")
@@ -180,11 +180,15 @@ def test_a_physics_error_terminates_with_a_warning_in_the_state_before():
     assert not env.step(action)[2]
 
 
-def test_render_modes_are_checked_and_the_frame_shows_the_goal():
+def test_render_modes_are_checked():
     with pytest.raises(ValueError, match="render_mode must be one of"):
         DMControlEnv("finger", "turn_hard", spinner_tip, render_mode="human")
     with pytest.warns(UserWarning, match="render_mode"):
         assert DMControlEnv("finger", "turn_hard", spinner_tip).render() is None
+
+
+def test_the_frame_shows_the_goal():
+    require_rendering()
     for env_id in ("FingerGoal-v0", "ReacherDiscrete-v0"):
         env = gym.make(env_id, render_mode="rgb_array")
         family = env.get_wrapper_attr("task_family")
