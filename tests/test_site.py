@@ -106,7 +106,8 @@ const excess = page => {{
 const seen = {{}};
 for (const path of {pages}) {{
   const page = await open(path, 400);
-  seen[path] = [excess(page), page.documentElement.clientWidth, page.title];
+  const widths = [...page.querySelectorAll("article img:not(.toggler)")].map(image => image.getBoundingClientRect().width);
+  seen[path] = [excess(page), page.documentElement.clientWidth, page.title, Math.min(400, ...widths)];
 }}
 const wide = document.createElement("div");
 wide.style.cssText = "width: 500px; height: 10px";
@@ -116,7 +117,8 @@ return [seen, excess(frame.contentDocument)];
     (seen, with_something_wide), console = drive(site, FRAME + script, tmp_path / "profile")
     assert console == []
     # The bar for scrolling up and down takes a little of the 400 pixels.
-    assert set(seen) == set(pages) and all(380 <= width <= 400 and "hipi_sb3" in title for _, width, title in seen.values())
+    assert set(seen) == set(pages) and all(380 <= width <= 400 and "hipi_sb3" in title for _, width, title, _ in seen.values())
+    assert {path: entry[3] for path, entry in seen.items() if entry[3] < 150} == {}  # the smallest picture
     assert with_something_wide > 50
     assert {path: entry for path, entry in seen.items() if entry[0] > 0} == {}
 

@@ -89,6 +89,10 @@ def one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, yaml.YAMLError):
         return f"malformed YAML: {text}"
+    if re.search("eglQueryString|OpenGL platform library", text):
+        return (
+            "MuJoCo has nothing to draw with. Without a display it needs EGL; on Debian: apt-get install libegl1 libegl-mesa0"
+        )
     if isinstance(error, KeyError):
         return f"there is no {text} in the configuration."
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)

@@ -398,6 +398,16 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_where_mujoco_cannot_draw_it_is_said_what_to_install(capsys, monkeypatch):
+    def fails(*_, **__):
+        raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+
+    monkeypatch.setattr(enjoy, "create_test_env", fails)
+    with pytest.raises(SystemExit):
+        enjoy.main(["--pretrained", "--env", "SawyerReach-v0", "--record", "a.gif"])
+    assert "apt-get install libegl1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_enjoy_records_a_video_without_a_display(trained, monkeypatch, capsys, suffix):
     imageio = require("imageio.v2")
