@@ -25,7 +25,7 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
         raise ValueError(
             f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
             f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
-            "Use MultiTaskWrapper."
+            "Use MultiTaskWrapper; where that has another task_key, leave family out: the environment brings its own."
         )
 
 
