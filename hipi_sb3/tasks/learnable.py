@@ -1,4 +1,4 @@
-"""The spaces that stable-baselines3 learns in: what it will not take is said, with a remedy, where an environment is wrapped."""
+"""The spaces that stable-baselines3 learns in: others are refused where an environment is wrapped, with a remedy."""
 
 import numpy as np
 from gymnasium import spaces
