@@ -86,6 +86,11 @@ class MultiTaskWrapper(gym.Wrapper):
         self.fixed_task: np.ndarray | None = None
         self.fix_task(fixed_task)
 
+    @property
+    def flat_dim(self) -> int:
+        """How many numbers an observation has, the task among them."""
+        return spaces.flatdim(self.observation_space)
+
     def fix_task(self, task: Any) -> None:
         """
         Use this task from the next reset on; None draws from the prior again.

@@ -7,6 +7,9 @@ from gymnasium import spaces
 
 from hipi_sb3.tasks.family import TaskFamily
 
+#: What to do with a wrapper that changes observations.
+INSIDE = "Put it inside: MultiTaskWrapper(<the wrapper>(env), family); FrameStackObservation stacks there."
+
 
 def check_room(space: spaces.Space, family: TaskFamily) -> None:
     """
@@ -17,16 +20,57 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
     :raises ValueError: when it has no room for one
     """
     if isinstance(space, spaces.Dict):
-        key = family.task_key
-        fits = key in space.spaces and np.prod(space[key].shape or (1,), dtype=int) == family.task_dim
+        task = space.spaces.get(family.task_key)
+        n = 0 if task is None else int(np.prod(task.shape or (1,)))
+        fits = n == family.task_dim
+        if n > family.task_dim and n % family.task_dim == 0:
+            raise ValueError(
+                f"The observation shows the task {n // family.task_dim} times, {task}: a wrapper that stacks observations "
+                f"(VecFrameStack, FrameStackObservation) stands outside MultiTaskWrapper. {INSIDE}"
+            )
     else:
         fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
     if not fits:
         raise ValueError(
             f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
             f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
-            "Use MultiTaskWrapper; where that has another task_key, leave family out: the environment brings its own."
+            "Use MultiTaskWrapper; where that has another task_key, leave family out: the environment brings its own. "
+            f"Where a wrapper outside it changes the observation: {INSIDE}"
         )
+
+
+def check_not_widened(space: spaces.Space, flat_dim: int) -> None:
+    """
+    Check that a flat observation is that of MultiTaskWrapper, neither stacked nor extended: it must end with the task and
+    show it once.
+
+    :param space: space of the observations
+    :param flat_dim: how many numbers MultiTaskWrapper shows
+    :raises ValueError: when there are more or fewer
+    """
+    if isinstance(space, spaces.Box) and space.shape != (flat_dim,):
+        raise ValueError(
+            f"The observation has shape {space.shape}, but MultiTaskWrapper shows {flat_dim} numbers that end with the task: "
+            f"a wrapper outside it stacks, extends or reshapes them. {INSIDE}"
+        )
+
+
+def check_shown_tasks(shown: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    """
+    Check that the observation shows the task that MultiTaskWrapper put there.
+
+    :param shown: tasks in the observations, (n_envs, task_dim)
+    :param infos: info of each environment
+    :raises ValueError: when it shows something else
+    """
+    for env_index, info in enumerate(infos):
+        task = info.get("task")
+        # The last observation of an episode may have been normalised and restored, which rounds.
+        if task is not None and not np.allclose(shown[env_index], np.ravel(task), rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"The observation of environment {env_index} shows {shown[env_index]} where MultiTaskWrapper put the task "
+                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE}"
+            )
 
 
 def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -90,6 +134,8 @@ def read_step(
     """
     if family.features_key is not None:  # MultiTaskWrapper keeps the task
         check_same_tasks(family.task_key, tasks, next_tasks)
+    else:
+        check_shown_tasks(next_tasks, infos)
     features = family.features_of_step(next_obs, tasks, rewards, infos)
     if not family.has_every_reward:
         check_reward(family, features, tasks, rewards)
