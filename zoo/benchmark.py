@@ -69,11 +69,17 @@ KEY_TO_SUITE: dict[str, list[str]] = {
     # Gymnasium-Robotics, unwrapped: --methods hipi,her_future,her_sb3
     "goalenv": ["FetchReach-v4", "FetchPush-v4", "PointMaze_UMaze-v3", "AntMaze_UMaze-v5"],
     "fetch-reach": ["FetchReach-v4"],
+    "parking": ["parking-v0"],
+    "panda-reach": ["PandaReach-v3"],
     "mo": ["MOHalfCheetah-v0", "MOHopper-v0"],
 }
 
 #: Packages that register the environments of a suite which are not of this repository.
-SUITE_TO_PACKAGE = {"goalenv": "gymnasium_robotics", "fetch-reach": "gymnasium_robotics"}
+SUITE_TO_PACKAGE = {
+    **dict.fromkeys(("goalenv", "fetch-reach"), "gymnasium_robotics"),
+    "parking": "highway_env",
+    "panda-reach": "panda_gym",
+}
 
 
 @dataclass(frozen=True)
