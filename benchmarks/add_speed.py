@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/add_speed.py --json benchmarks/results/add_speed.json
 
-As a GoalEnv, against HerReplayBuffer; with the task and its features as MultiTaskWrapper gives them, against DictReplayBuffer. In
-processor time. See :mod:`benchmarks.measuring`.
+As a GoalEnv, against HerReplayBuffer; with the task and its features as MultiTaskWrapper gives them, against DictReplayBuffer.
+In processor time. See :mod:`benchmarks.measuring`.
 """
 
 import pathlib
