@@ -15,6 +15,8 @@ EXTRAS = {
     "metaworld": ["metaworld>=3.0"],
     "robotics": ["gymnasium-robotics>=1.4,<2"],
     "mo": ["mo-gymnasium>=1.3,<2"],
+    # Other GoalEnvs. highway-env from 1.12 on needs pygame-ce, which is installed into the place of pygame
+    "goal_envs": ["highway-env>=1.10,<1.12", "panda-gym>=3.0.7,<4"],
     # The launcher in zoo/. rl_zoo3 needs pandas and requests and declares neither
     "zoo": [
         "rl_zoo3>=2.9.2,<3",

@@ -8,15 +8,18 @@ from typing import Any
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DDPG, DQN, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
+from stable_baselines3.common.vec_env import VecEnv
 
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.bc import HIPIBC
 from hipi_sb3.networks.fast_sac import FastSAC
 from hipi_sb3.owner import truncate_goal_env
 from hipi_sb3.saved_models import PlainFiles
+from hipi_sb3.tasks.learnable import check_action_space
 
 
 class HindsightInference(PlainFiles):
@@ -31,6 +34,12 @@ class HindsightInference(PlainFiles):
 
     replay_buffer_class: type[ReplayBuffer] | None
     replay_buffer: ReplayBuffer | None
+
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Before stable-baselines3 does, whose error names no remedy.
+        check_action_space(cls.__name__, env.action_space)
+        return BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _setup_model(self) -> None:
         if self.replay_buffer_class is None:

@@ -27,7 +27,15 @@ from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
-from hipi_sb3.tasks.steps import causes_of_end, check_room, read_actions, read_step
+from hipi_sb3.tasks.steps import (
+    NowAndThen,
+    causes_of_end,
+    check_reward,
+    check_room,
+    check_shown_tasks,
+    read_actions,
+    read_step,
+)
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -128,6 +136,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             n_steps=1 if n_steps is None and isinstance(action_space, spaces.Discrete) else n_steps,
         )
         self._given = (n_steps, gamma)
+        self._checks = NowAndThen()
         self.gamma = 0.99 if gamma is None else gamma
 
         self.family: TaskFamily | None = None
@@ -268,14 +277,20 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             self._family_of_environment(model)
         family = self.require_family()
         tasks, next_tasks = (self.layout.get(o).reshape(self.n_envs, -1) for o in (obs, next_obs))
-        features = read_step(family, tasks, next_obs, next_tasks, np.asarray(reward), infos)
+        reward, experience = np.asarray(reward), self.experience
+        features = read_step(family, tasks, next_obs, next_tasks, reward, infos)
+        if not family.has_every_reward and (n := self._checks.due(experience.episodes.n_added, len(experience))):
+            check_shown_tasks(next_tasks, infos)
+            check_reward(family, features[None], tasks[None], reward[None])
+            if n > 1:
+                check_reward(family, *experience.latest(n - 1))
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
-        by_task = family.terminated(features, tasks)
+        by_task = partial(family.terminated, features, tasks)
         timeouts, env_terminated = causes_of_end(done, by_task, infos, self.handle_timeout_termination)
         actions = read_actions(action, (self.n_envs, self.action_dim))
-        self.experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
-        self.pos, self.full = self.experience.pos, self.experience.full
+        experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
+        self.pos, self.full = experience.pos, experience.full
 
     def truncate_last_trajectory(self) -> None:
         """End unfinished episodes, as HerReplayBuffer does; ``load_replay_buffer(truncate_last_traj=True)`` calls it."""
@@ -285,7 +300,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         """Forget all transitions."""
         super().reset()
         self.__dict__.pop("experience", None)
-        self.relabeler.pool = None
+        self.relabeler.pool, self._checks = None, NowAndThen()
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+from hipi_sb3.experience.layout import without_task
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.given import numbers
 from hipi_sb3.tasks.family import TaskFamily
@@ -49,7 +50,7 @@ class TaskEvaluation:
     returns: np.ndarray
     lengths: np.ndarray
     successes: np.ndarray | None = None
-    observations: tuple[np.ndarray, ...] | None = None
+    observations: tuple[Any, ...] | None = None
 
     @property
     def mean_return(self) -> float:
@@ -171,7 +172,7 @@ def evaluate_tasks(
         returns=np.array([episode.total_reward for episode in episodes]).reshape(shape),
         lengths=np.array([episode.length for episode in episodes]).reshape(shape),
         successes=None if None in successes else np.array(successes, dtype=bool).reshape(shape),
-        observations=tuple(np.stack(episode.observations) for episode in episodes) if record_observations else None,
+        observations=tuple(_stack(episode.observations) for episode in episodes) if record_observations else None,
     )
 
 
@@ -240,7 +241,7 @@ class _Episode:
         self.total_reward = 0.0
         self.length = 0
         self.success: bool | None = None
-        self.observations: list[np.ndarray] = []
+        self.observations: list[Any] = []
 
 
 class _EpisodeRecorder:
@@ -249,7 +250,7 @@ class _EpisodeRecorder:
     def __init__(self, env: VecEnv, family: TaskFamily, record_observations: bool) -> None:
         self.env = env
         self.vec_normalize = unwrap_vec_normalize(env)
-        self.task_dim = family.task_dim
+        self.task_key, self.task_dim = family.task_key, family.task_dim
         self.record_observations = record_observations
         self.clear()
 
@@ -277,10 +278,17 @@ class _EpisodeRecorder:
             self.episodes[i].append(episode)
             self._running[i] = _Episode()
 
-    def _without_task(self, obs: Any) -> np.ndarray:
+    def _without_task(self, obs: Any) -> Any:
         if self.vec_normalize is not None:
             obs = self.vec_normalize.unnormalize_obs(obs)
-        return obs["observation"] if isinstance(obs, dict) else obs[: -self.task_dim]
+        return without_task(obs, self.task_key) if isinstance(obs, dict) else obs[: -self.task_dim]
+
+
+def _stack(observations: list[Any]) -> Any:
+    """Observations of an episode, Box or Dict ones, (n_steps + 1, ...)."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([obs[key] for obs in observations]) for key in observations[0]}
+    return np.stack(observations)
 
 
 def _row(obs: Any, index: int) -> Any:

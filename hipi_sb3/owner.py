@@ -12,6 +12,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
+from hipi_sb3.tasks.steps import check_not_widened
 
 #: The two methods of stable-baselines3 that build or restore the buffer of an algorithm.
 _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_replay_buffer.__code__)
@@ -143,6 +144,8 @@ def family_of(model: OffPolicyAlgorithm, given: TaskFamily | None, is_given: boo
             "HIPIReplayBuffer found no task family in the environment. Wrap it: "
             "MultiTaskWrapper(env, TargetVelocity(low=0.0, high=3.0)), with the family of tasks that you want to learn."
         )
+    if env.has_attr("flat_dim"):
+        check_not_widened(env.observation_space, env.get_attr("flat_dim", indices=[0])[0])
     vec_normalize = model.get_vec_normalize_env()
     if isinstance(family, GoalEnvTasks) and vec_normalize is not None:
         family.check_vec_normalize(vec_normalize)

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
+from hipi_sb3.tasks.learnable import check_action_space, check_observation_space
 
 
 class MultiTaskWrapper(gym.Wrapper):
@@ -21,27 +22,46 @@ class MultiTaskWrapper(gym.Wrapper):
     ``info`` has, after every step, ``task`` (task_dim,), ``task_features`` (feature_dim,), ``env_terminated`` (bool, the
     inner environment's own termination) and, where the family has a notion of success, ``is_success``.
 
-    :param env: environment; its observation is kept as it is under the key ``observation``
+    The task is one more key of the observation: beside those of an inner Dict, or beside ``observation``, the inner
+    observation of any other kind.
+
+    :param env: environment; its observation is kept as it is
     :param family: the tasks and their rewards
     :param flatten: one flat Box ``observation || task`` instead of a Dict, for algorithms without ``MultiInputPolicy``
         (CrossQ); the inner observation has to be a one-dimensional Box
     :param fixed_task: task of every episode, (task_dim,), for evaluation; see :meth:`fix_task`
-    :raises ValueError: when family, task or observation space do not fit
+    :param task_key: key of the task in the observation, ``task`` if None; ``task_family`` is the family with that key
+    :raises ValueError: when family, task or spaces do not fit
     """
 
-    def __init__(self, env: gym.Env, family: TaskFamily, flatten: bool = False, fixed_task: Any = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env,
+        family: TaskFamily,
+        flatten: bool = False,
+        fixed_task: Any = None,
+        task_key: str | None = None,
+    ) -> None:
         super().__init__(env)
         check_is_family("MultiTaskWrapper", family)
         family.check()
         inner = env.observation_space
         if flatten and not (isinstance(inner, spaces.Box) and len(inner.shape) == 1):
-            raise ValueError(f"MultiTaskWrapper: flatten=True needs a one-dimensional Box observation, not {inner}.")
-        if isinstance(inner, spaces.Dict):
             raise ValueError(
-                f"MultiTaskWrapper: the inner observation space must not be a Dict ({list(inner.spaces)}): stable-baselines3 "
-                "does not nest dictionaries. Wrap the environment in gymnasium.wrappers.FlattenObservation or "
-                "FilterObservation first."
+                f"MultiTaskWrapper: flatten=True needs a one-dimensional Box observation, not {inner}. Put the environment "
+                "into gymnasium.wrappers.FlattenObservation first."
             )
+        if flatten and task_key is not None:
+            raise ValueError(f"MultiTaskWrapper: task_key={task_key!r} names a key, but flatten=True leaves none. Drop one.")
+        if family.features_key is not None:
+            raise ValueError(
+                f"MultiTaskWrapper: {type(family).__name__} are the goals of an environment that shows them itself. Use it "
+                "as it is, without MultiTaskWrapper."
+            )
+        check_observation_space("MultiTaskWrapper", inner)
+        check_action_space("MultiTaskWrapper", env.action_space)
+        if task_key is not None and task_key != family.task_key:
+            family = family.with_task_key(task_key)
         self.task_family = family
         self._feature_shape = (family.feature_dim,)
         self.flatten = flatten
@@ -53,12 +73,23 @@ class MultiTaskWrapper(gym.Wrapper):
                 dtype=np.float32,
             )
         else:
-            self.observation_space = spaces.Dict({"observation": inner, "task": family.task_space})
+            parts = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
+            if family.task_key in parts:
+                raise ValueError(
+                    f"MultiTaskWrapper: the task cannot stand under the key {family.task_key!r}: the observation has one "
+                    f"already ({', '.join(parts)}). Name another one: MultiTaskWrapper(..., task_key=...)."
+                )
+            self.observation_space = spaces.Dict({**parts, family.task_key: family.task_space})
         self.task: np.ndarray | None = None
         self._inner_obs: Any = None
         self._step = 0
         self.fixed_task: np.ndarray | None = None
         self.fix_task(fixed_task)
+
+    @property
+    def flat_dim(self) -> int:
+        """How many numbers an observation has, the task among them."""
+        return spaces.flatdim(self.observation_space)
 
     def fix_task(self, task: Any) -> None:
         """
@@ -129,7 +160,8 @@ class MultiTaskWrapper(gym.Wrapper):
     def _observation(self, obs: Any, task: np.ndarray) -> Any:
         if self.flatten:
             return np.concatenate([obs, task], dtype=np.float32)
-        return {"observation": obs, "task": task}
+        parts = obs if isinstance(obs, dict) else {"observation": obs}
+        return {**parts, self.task_family.task_key: task}
 
     def _raise_not_finite(self, what: str, value: Any) -> None:
         raise ValueError(

@@ -21,6 +21,7 @@ BENCHMARKS = re.search(r"^BENCHMARKS := (.+)$", MAKEFILE, re.MULTILINE).group(1)
 #: What each file has to have, as a path of keys.
 KEYS = {
     "core_speed": ["sampling", "1000", "her_over_hipi", "median"],
+    "add_speed": ["goal_env_over_her", "median"],
     "buffer_files": ["times", "save files", "median"],
     "gradient_speed": ["fetch_reach_sizes", "her", "over_sac", "low"],
     "relabel_cost": ["cells", "4 candidates, batch 8", "scored_us_a_row", "median"],

@@ -656,7 +656,6 @@ def test_achieved_candidates_are_refused_for_families_without_goals() -> None:
     "space",
     [
         spaces.Dict({"observation": DICT_SPACE["observation"]}),
-        spaces.Dict({"observation": DICT_SPACE["observation"], "task": spaces.Box(0, 1, (3,))}),
         spaces.Box(0, 1, (1,)),
         spaces.Box(0, 1, (3, 3)),
     ],
@@ -687,6 +686,24 @@ def test_a_step_without_features_is_refused_and_nothing_is_stored() -> None:
     with pytest.raises(ValueError, match=r"info has no 'task_features'.*MultiTaskWrapper"):
         buffer.add(obs, obs, np.zeros((1, 1)), np.array([-1.0]), np.array([False]), [{}])
     assert buffer.size() == 0
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 40, 200])
+def test_a_reward_that_is_not_the_familys_is_found_within_64_steps(first: int) -> None:
+    buffer = goal_buffer()
+    for step in range(first + 64):
+        obs, next_obs = (
+            {key: value[None] for key, value in observation(k, 0, 0.3, flat=False).items()} for k in (step, step + 1)
+        )
+        infos = [{"task": np.array([0.3]), "task_features": np.array([0.9], np.float32), "env_terminated": False}]
+        reward = np.array([-0.5 if step + 1 == first else -1.0])
+        try:
+            buffer.add(obs, next_obs, np.zeros((1, 1)), reward, np.array([False]), infos)
+        except ValueError as error:
+            assert "returned reward -0.5" in str(error) and "GoalReaching gives -1" in str(error)
+            assert first <= step + 1 < first + 64 and step + 1 <= 2 * first
+            return
+    raise AssertionError("It was not found.")
 
 
 def test_a_reward_that_is_not_the_familys_is_refused_and_nothing_is_stored() -> None:

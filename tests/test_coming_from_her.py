@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from stable_baselines3 import DDPG, DQN, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from hipi_sb3 import HIPIDQN, HIPISAC, HIPIReplayBuffer
@@ -371,3 +372,30 @@ def test_ten_bits_are_flipped_and_not_without_relabeling(options: dict[str, Any]
     success = np.mean(model.ep_success_buffer)
     is_learned = options in ({"n_sampled_goal": 5}, {})
     assert success > 0.9 if is_learned else success < 0.2
+
+
+@pytest.mark.expensive
+@pytest.mark.parametrize(("strategy", "least", "most"), [("hipi", 0.8, 1.0), ("future", 0.6, 1.0), ("none", 0.0, 0.4)])
+def test_a_goal_that_is_an_image_is_reached_and_not_without_relabeling(strategy: str, least: float, most: float) -> None:
+    options = {"strategy": strategy, "n_steps": 1, "relabel_prob": 0.8, "n_candidate_tasks": 8}
+    model = HIPIDQN(
+        "MultiInputPolicy",
+        make_vec_env(bits(False, n_bits=7, image_obs_space=True), 2),
+        replay_buffer_kwargs=options,
+        # Bits are single pixels of 1296: as bytes they are loud enough for a NatureCNN.
+        policy_kwargs={"normalize_images": False},
+        learning_rate=5e-4,
+        train_freq=1,
+        gradient_steps=2,
+        learning_starts=20,
+        exploration_final_eps=0.02,
+        target_update_interval=100,
+        seed=0,
+        batch_size=32,
+        buffer_size=20_000,
+        stats_window_size=50,
+    )
+    assert any(isinstance(module, NatureCNN) for module in model.q_net.modules())
+    model.learn(2000)
+    assert model.ep_success_buffer is not None
+    assert least <= np.mean(model.ep_success_buffer) <= most

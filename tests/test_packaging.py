@@ -66,7 +66,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert f"\nVersion: {hipi_sb3.__version__}\n" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
-    for extra in ("dm_control", "metaworld", "robotics", "mo", "benchmark", "zoo", "docs", "dev", "all"):
+    for extra in ("dm_control", "metaworld", "robotics", "mo", "goal_envs", "benchmark", "zoo", "docs", "dev", "all"):
         assert re.search(f"^Provides-Extra: {extra.replace('_', '[-_]')}$", metadata, re.MULTILINE), extra
 
 

@@ -1,5 +1,6 @@
 """MultiTaskWrapper around a small environment whose every step is known."""
 
+import re
 import warnings
 
 import gymnasium as gym
@@ -8,9 +9,12 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from numpy.testing import assert_array_equal
+from stable_baselines3 import SAC
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from hipi_sb3 import HIPIDQN, HIPISAC, HIPIReplayBuffer
 from hipi_sb3.tasks.functions import CallableTasks
 from hipi_sb3.tasks.goals import GoalReaching
 from hipi_sb3.tasks.linear import LinearReward
@@ -102,18 +106,49 @@ def test_a_flat_observation_is_the_inner_observation_followed_by_the_task():
     assert_array_equal(obs, np.concatenate([expected["observation"], expected["task"]]))
 
 
-def test_an_inner_dict_observation_is_refused_with_the_remedy():
-    env = gym.wrappers.TransformObservation(Line(), lambda obs: {"x": obs}, spaces.Dict({"x": Line.observation_space}))
-    with pytest.raises(ValueError, match=r"must not be a Dict \(\['x'\]\).*FlattenObservation"):
-        MultiTaskWrapper(env, GOALS)
-
-
 def test_flatten_needs_a_vector():
     image = spaces.Box(0, 255, shape=(8, 8, 3), dtype=np.uint8)
     env = gym.wrappers.TransformObservation(Line(), lambda obs: np.zeros((8, 8, 3), np.uint8), image)
     with pytest.raises(ValueError, match="flatten=True needs a one-dimensional Box"):
         MultiTaskWrapper(env, GOALS, flatten=True)
     assert MultiTaskWrapper(env, GOALS).observation_space["observation"] == image
+
+
+def act_in(space, change=lambda action: action):
+    return gym.wrappers.TransformAction(Line(), change, space)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(0.0, np.inf, (2,)), spaces.Box(-np.inf, 0.0, (2,))]
+)
+def test_actions_without_bounds_are_told_at_once_with_a_remedy_that_works(space):
+    with pytest.raises(ValueError, match=r"MultiTaskWrapper.*bounds.*inf.*TransformAction\(env, .*RescaleAction") as error:
+        MultiTaskWrapper(act_in(space), GOALS)
+    remedy = re.search(r"gymnasium\.wrappers\.TransformAction\(.*\(2,\)\)\)", str(error.value)).group()
+    bounded = eval(remedy, {"gymnasium": gym, "env": act_in(space)})
+    model = SAC("MultiInputPolicy", MultiTaskWrapper(bounded, GOALS), replay_buffer_class=HIPIReplayBuffer, buffer_size=100)
+    model.learn(5)
+
+
+def test_clip_action_takes_the_bounds_away_and_is_named():
+    with pytest.raises(ValueError, match=r"ClipAction that took them away, leave it out"):
+        MultiTaskWrapper(gym.wrappers.ClipAction(Line()), GOALS)
+    with pytest.raises(ValueError, match=r"HIPISAC: .*ClipAction"):
+        HIPISAC("MultiInputPolicy", gym.wrappers.ClipAction(MultiTaskWrapper(Line(), GOALS)), buffer_size=100)
+
+
+def test_actions_of_a_goal_env_without_bounds_are_told_when_it_is_given_to_an_algorithm():
+    fetch = gym.wrappers.ClipAction(BitFlippingEnv(n_bits=3, continuous=True))
+    with pytest.raises(ValueError, match=r"HIPISAC: .*bounds.*TransformAction"):
+        HIPISAC("MultiInputPolicy", fetch, buffer_size=100)
+
+
+def test_actions_of_other_kinds_are_refused():
+    space = spaces.Tuple([spaces.Discrete(2), Line.action_space])
+    with pytest.raises(ValueError, match=r"MultiTaskWrapper: .*not in Tuple.*TransformAction"):
+        MultiTaskWrapper(act_in(space, lambda action: action[1]), GOALS)
+    choice = act_in(spaces.Discrete(2), lambda action: RIGHT * action)
+    HIPIDQN("MultiInputPolicy", MultiTaskWrapper(choice, GOALS), buffer_size=100).learn(5)
 
 
 def test_what_is_no_family_is_refused():

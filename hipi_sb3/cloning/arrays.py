@@ -1,4 +1,4 @@
-"""What reading and writing long arrays needs: a progress bar, arrays in mapped files, observations without their task."""
+"""What reading and writing long arrays needs: a progress bar, and arrays in mapped files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 
 @contextmanager
@@ -45,17 +44,3 @@ def allocate(folder: str | Path | None, name: str, shape: tuple[int, ...], dtype
         return np.empty(shape, dtype)
     Path(folder).mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-
-
-def without_task(parts: Any, task_key: str | None) -> Any:
-    """
-    A Dict observation, or its space, without the task: what is left is one array where it was made by MultiTaskWrapper.
-
-    :param parts: arrays by key, or ``spaces.Dict``
-    :param task_key: key of the task
-    :return: the other entries; the entry ``observation`` where there is no other
-    """
-    rest = {key: part for key, part in parts.items() if key != task_key}
-    if rest.keys() == {"observation"}:
-        return rest["observation"]
-    return spaces.Dict(rest) if isinstance(parts, spaces.Dict) else rest

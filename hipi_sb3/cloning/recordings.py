@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.cloning.arrays import allocate, show_progress, without_task
-from hipi_sb3.experience.layout import each
+from hipi_sb3.cloning.arrays import allocate, show_progress
+from hipi_sb3.experience.layout import each, without_task
 from hipi_sb3.tasks.family import TaskFamily
 
 

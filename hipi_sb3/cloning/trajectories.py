@@ -16,12 +16,12 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.cloning.arrays import allocate, without_task
+from hipi_sb3.cloning.arrays import allocate
 from hipi_sb3.cloning.logged import read_logged
 from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
 from hipi_sb3.experience.archives import read_npy, read_npz
 from hipi_sb3.experience.files import space_from_json, space_to_json
-from hipi_sb3.experience.layout import each
+from hipi_sb3.experience.layout import each, without_task
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.given import numbers
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
@@ -212,7 +212,8 @@ class TrajectoryDataset:
         observations = experience.store.observations(at)
         tasks = layout.get(observations)[starts]
         if isinstance(space, spaces.Dict):
-            observations, inner = without_task(observations, layout.key), without_task(space, layout.key)
+            inner = without_task(space, layout.key)
+            observations = _shaped(without_task(observations, layout.key), inner)
         else:
             assert isinstance(space, spaces.Box)
             inner = spaces.Box(space.low[: -family.task_dim], space.high[: -family.task_dim], dtype=np.float32)
@@ -407,3 +408,10 @@ class TrajectoryDataset:
 def _named(name: str, parts: Any) -> dict[str, Any]:
     """Arrays or spaces of an observation, each under a name of its own."""
     return {f"{name}.{key}": part for key, part in parts.items()} if isinstance(parts, dict | spaces.Dict) else {name: parts}
+
+
+def _shaped(observations: Any, space: spaces.Space) -> Any:
+    """Observations in the shapes of their spaces: a buffer keeps the numbers of discrete ones in arrays of length one."""
+    if isinstance(space, spaces.Dict):
+        return {key: _shaped(observations[key], part) for key, part in space.spaces.items()}
+    return observations.reshape(len(observations), *(space.shape or ()))

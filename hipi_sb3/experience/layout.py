@@ -82,6 +82,20 @@ def stored_shape(space: spaces.Space) -> tuple[int, ...]:
     return (1,) if isinstance(space, spaces.Discrete) else tuple(space.shape or ())
 
 
+def without_task(parts: Any, task_key: str | None) -> Any:
+    """
+    A Dict observation, or its space, without the task: what is left is one array where it was made by MultiTaskWrapper.
+
+    :param parts: arrays by key, or ``spaces.Dict``
+    :param task_key: key of the task
+    :return: the other entries; the entry ``observation`` where there is no other
+    """
+    rest = {key: part for key, part in parts.items() if key != task_key}
+    if rest.keys() == {"observation"}:
+        return rest["observation"]
+    return spaces.Dict(rest) if isinstance(parts, spaces.Dict) else rest
+
+
 def each(observations: Any, function: Callable[[Any], Any]) -> Any:
     """
     Apply a function to every array of an observation.

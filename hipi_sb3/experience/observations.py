@@ -46,6 +46,8 @@ class ObservationStore:
         self.last_tasks = np.zeros((0, task_dim), task_type)
         #: The task of each episode, (n_slots, task_dim).
         self.tasks = np.zeros((0, task_dim), task_type)
+        # What the last step led to, as bytes: almost always the next one begins there, and bytes tell that fastest.
+        self._led_to: list[bytes] | None = None
 
     def add(self, obs: Any, next_obs: Any, done: np.ndarray) -> None:
         """
@@ -61,7 +63,8 @@ class ObservationStore:
         """
         (parts, tasks), (next_parts, next_tasks) = self._split(obs), self._split(next_obs)
         episodes = self.episodes
-        if episodes.n_added > 0:
+        before, after = _as_bytes(parts, tasks), _as_bytes(next_parts, next_tasks)
+        if episodes.n_added > 0 and before != self._led_to:
             for env_index in self._not_continued_by(parts, tasks):
                 episodes.finish(env_index)
         pos = episodes.n_added % episodes.buffer_size
@@ -74,10 +77,12 @@ class ObservationStore:
         self.last_tasks[slots] = next_tasks
         if len(beginning) > 0:
             self.tasks[slots[beginning]] = tasks[beginning]
+        self._led_to = after
         # An episode has one task: where it changes, another one begins.
-        changed = tasks != next_tasks
-        for env_index in np.flatnonzero(done | changed.any(axis=1) if changed.any() else done):
-            episodes.finish(env_index)
+        ends = done if before[-1] == after[-1] else done | (tasks != next_tasks).any(axis=1)
+        if np.count_nonzero(ends):
+            for env_index in np.flatnonzero(ends):
+                episodes.finish(env_index)
 
     def transitions(self, at: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
         """
@@ -154,13 +159,9 @@ class ObservationStore:
     def _split(self, obs: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Observations of all environments as they are stored: without tasks, by key, and the tasks."""
         n_envs = len(self.episodes.current)
-        tasks = np.asarray(self.layout.get(obs)).astype(self.tasks.dtype, copy=False).reshape(n_envs, -1)
+        tasks = _as_stored(self.layout.get(obs), self.tasks.dtype, (n_envs, self.layout.task_dim))
         inner = {"": obs[..., : -self.layout.task_dim]} if self.layout.key is None else obs
-        parts = {
-            key: np.asarray(inner[key]).astype(array.dtype, copy=False).reshape(n_envs, *array.shape[2:])
-            for key, array in self.rows.items()
-        }
-        return parts, tasks
+        return {key: _as_stored(inner[key], array.dtype, array.shape[1:]) for key, array in self.rows.items()}, tasks
 
     def _join(self, parts: dict[str, np.ndarray], tasks: np.ndarray) -> Any:
         if self.layout.key is None:
@@ -195,6 +196,20 @@ class ObservationStore:
         self.rows = {key: grow(array, n_rows) for key, array in arrays["rows"].items()}
         self.last = {key: grow(array, n_slots) for key, array in arrays["last"].items()}
         self.last_tasks, self.tasks = grow(arrays["last_tasks"], n_slots), grow(arrays["tasks"], n_slots)
+        self._led_to = None
+
+
+def _as_stored(values: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of this type and shape; what has them already is left alone, for this is asked of each step."""
+    array = np.asarray(values)
+    if array.dtype != dtype:
+        array = array.astype(dtype)
+    return array if array.shape == shape else array.reshape(shape)
+
+
+def _as_bytes(parts: dict[str, np.ndarray], tasks: np.ndarray) -> list[bytes]:
+    """Observations and tasks, the last one, for comparisons: what has other bytes may still be equal, as 0.0 and -0.0 are."""
+    return [*(part.tobytes() for part in parts.values()), tasks.tobytes()]
 
 
 def _stored_type(space: spaces.Space) -> np.dtype:

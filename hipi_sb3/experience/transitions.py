@@ -149,6 +149,17 @@ class Experience:
             parts.insert(0, self.layout.flatten(self.store.next_part(self.features_key, at)))
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
+    def latest(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        What the last steps were rewarded for.
+
+        :param n: how many steps, at most those that are stored
+        :return: features, (n, n_envs, feature_dim), commanded tasks, (n, n_envs, task_dim), and rewards, (n, n_envs)
+        """
+        steps, env_inds = np.indices((n, self.n_envs))
+        at = ((self.pos - n + steps) % self.buffer_size, env_inds)
+        return self.features(at), self.layout.get(self.store.observations(at)), self.rewards[at]
+
     def after(self, at: Steps, offsets: Any) -> Steps:
         """
         Steps that lie some rows of the ring ahead.

@@ -8,11 +8,12 @@ To add a family: subclass :class:`TaskFamily` (or fill in :class:`CallableTasks`
 """
 
 import bisect
+import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -88,6 +89,17 @@ class TaskFamily(ABC):
     def tasks_end(self) -> bool:
         """Whether a task may end by itself, that is, whether :meth:`terminated` is ever true."""
         return type(self).terminated is not TaskFamily.terminated
+
+    def with_task_key(self, key: str) -> Self:
+        """
+        The same tasks, under another key of the observation.
+
+        :param key: the key
+        :return: a copy that shares everything else
+        """
+        family = copy.copy(self)
+        family.task_key = key
+        return family
 
     # -- the prior p(psi) ---------------------------------------------------------------------------------------------
 

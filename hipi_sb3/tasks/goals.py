@@ -158,4 +158,9 @@ def _read_position(
 ) -> np.ndarray:
     if callable(position):
         return position(env, obs, action, next_obs, reward, info)
+    if isinstance(next_obs, dict):
+        raise ValueError(
+            f"position has indices into the observation, but that is a dictionary of {', '.join(next_obs)}. Pass position=<a "
+            "function (env, obs, action, next_obs, reward, info)> that returns where the goal counts."
+        )
     return np.asarray(next_obs).take(position)  # of the flattened observation

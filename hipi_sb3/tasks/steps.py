@@ -1,11 +1,40 @@
 """What a step has to bring, so that it can be relabeled later: mistakes that would be silent are found when it is stored."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.tasks.family import TaskFamily
+
+#: What to do with a wrapper that changes observations.
+INSIDE = "Put it inside: MultiTaskWrapper(<the wrapper>(env), family); FrameStackObservation stacks there."
+
+
+#: The most steps that are checked at once.
+CHECK_EVERY = 64
+
+
+class NowAndThen:
+    """When to check the steps since the last time: after 1, 2, 4 and so on, and then after every 64, all of them at once."""
+
+    def __init__(self) -> None:
+        self._n_checked = 0
+
+    def due(self, n_added: int, n_stored: int) -> int:
+        """
+        How many steps are to be checked now, the one that is to be stored and the last ones before it.
+
+        :param n_added: how many steps were ever stored
+        :param n_stored: how many are there
+        :return: number of steps, 0 if it is too early
+        """
+        n = min(n_added + 1 - self._n_checked, n_stored + 1)
+        if n < min(max(self._n_checked, 1), CHECK_EVERY, n_stored + 1):
+            return 0
+        self._n_checked = n_added + 1
+        return min(n, CHECK_EVERY)
 
 
 def check_room(space: spaces.Space, family: TaskFamily) -> None:
@@ -17,16 +46,57 @@ def check_room(space: spaces.Space, family: TaskFamily) -> None:
     :raises ValueError: when it has no room for one
     """
     if isinstance(space, spaces.Dict):
-        key = family.task_key
-        fits = key in space.spaces and np.prod(space[key].shape or (1,), dtype=int) == family.task_dim
+        task = space.spaces.get(family.task_key)
+        n = 0 if task is None else int(np.prod(task.shape or (1,)))
+        fits = n == family.task_dim
+        if n > family.task_dim and n % family.task_dim == 0:
+            raise ValueError(
+                f"The observation shows the task {n // family.task_dim} times, {task}: a wrapper that stacks observations "
+                f"(VecFrameStack, FrameStackObservation) stands outside MultiTaskWrapper. {INSIDE}"
+            )
     else:
         fits = space.shape is not None and len(space.shape) == 1 and space.shape[0] > family.task_dim
     if not fits:
         raise ValueError(
             f"The observation has no room for a task of {family.task_dim} numbers: it must be a Dict with a key "
             f"{family.task_key!r} of shape {family.task_space.shape}, or a flat Box that ends with the task, not {space}. "
-            "Use MultiTaskWrapper."
+            "Use MultiTaskWrapper; where that has another task_key, leave family out: the environment brings its own. "
+            f"Where a wrapper outside it changes the observation: {INSIDE}"
         )
+
+
+def check_not_widened(space: spaces.Space, flat_dim: int) -> None:
+    """
+    Check that a flat observation is that of MultiTaskWrapper, neither stacked nor extended: it must end with the task and
+    show it once.
+
+    :param space: space of the observations
+    :param flat_dim: how many numbers MultiTaskWrapper shows
+    :raises ValueError: when there are more or fewer
+    """
+    if isinstance(space, spaces.Box) and space.shape != (flat_dim,):
+        raise ValueError(
+            f"The observation has shape {space.shape}, but MultiTaskWrapper shows {flat_dim} numbers that end with the task: "
+            f"a wrapper outside it stacks, extends or reshapes them. {INSIDE}"
+        )
+
+
+def check_shown_tasks(shown: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    """
+    Check that the observation shows the task that MultiTaskWrapper put there.
+
+    :param shown: tasks in the observations, (n_envs, task_dim)
+    :param infos: info of each environment
+    :raises ValueError: when it shows something else
+    """
+    for env_index, info in enumerate(infos):
+        task = info.get("task")
+        # The last observation of an episode may have been normalised and restored, which rounds.
+        if task is not None and not np.allclose(shown[env_index], np.ravel(task), rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"The observation of environment {env_index} shows {shown[env_index]} where MultiTaskWrapper put the task "
+                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE}"
+            )
 
 
 def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -47,13 +117,13 @@ def read_actions(actions: Any, shape: tuple[int, int]) -> np.ndarray:
 
 
 def causes_of_end(
-    done: np.ndarray, by_task: np.ndarray, infos: list[dict[str, Any]], time_limits: bool
+    done: np.ndarray, by_task: Callable[[], np.ndarray], infos: list[dict[str, Any]], time_limits: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     What ended the episodes besides the tasks.
 
     :param done: whether they ended, (n_envs,)
-    :param by_task: whether the commanded tasks ended, (n_envs,)
+    :param by_task: says whether the commanded tasks ended, (n_envs,); asked only where an episode did
     :param infos: info of each environment
     :param time_limits: whether time limits count as such, not as terminations
     :return: whether time limits did, and whether the environments themselves did, (n_envs,) each
@@ -63,9 +133,11 @@ def causes_of_end(
     if done.shape != (len(infos),):
         raise ValueError(f"done must say of each environment whether its episode ended, ({len(infos)},), not {done.shape}.")
     timeouts = np.array([time_limits and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
-    # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
-    unexplained = done & ~timeouts & ~by_task
-    return timeouts, unexplained | [info.get("env_terminated", False) for info in infos]
+    by_env = np.array([info.get("env_terminated", False) for info in infos], dtype=bool)
+    if np.count_nonzero(done):
+        # Whatever ended the episode and was neither the time limit nor the task is the environment's, wrappers included.
+        by_env |= done & ~timeouts & ~by_task()
+    return timeouts, by_env
 
 
 def read_step(
@@ -86,14 +158,13 @@ def read_step(
     :param rewards: rewards of the environments, (n_envs,)
     :param infos: info of each environment
     :return: (n_envs, feature_dim)
-    :raises ValueError: when features are missing, a task changes or a reward is not the family's
+    :raises ValueError: when features are missing, a task changes or there is not one reward an environment
     """
+    if rewards.shape != (len(infos),):
+        raise ValueError(f"reward must hold one number an environment, ({len(infos)},), but its shape is {rewards.shape}.")
     if family.features_key is not None:  # MultiTaskWrapper keeps the task
         check_same_tasks(family.task_key, tasks, next_tasks)
-    features = family.features_of_step(next_obs, tasks, rewards, infos)
-    if not family.has_every_reward:
-        check_reward(family, features, tasks, rewards)
-    return features
+    return family.features_of_step(next_obs, tasks, rewards, infos)
 
 
 def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> None:
@@ -106,7 +177,7 @@ def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> No
     :raises ValueError: when it changes one
     """
     # The last observation of an episode may have been normalised and restored, which rounds.
-    if not (np.array_equal(tasks, next_tasks) or np.allclose(tasks, next_tasks, rtol=1e-4, atol=1e-5)):
+    if not (tasks.tobytes() == next_tasks.tobytes() or np.allclose(tasks, next_tasks, rtol=1e-4, atol=1e-5)):
         env_index = int(np.argmax(~np.isclose(tasks, next_tasks, rtol=1e-4, atol=1e-5).all(axis=-1)))
         raise ValueError(
             f"The {name} of environment {env_index} changed within an episode, from "
@@ -118,21 +189,19 @@ def check_same_tasks(name: str, tasks: np.ndarray, next_tasks: np.ndarray) -> No
 
 def check_reward(family: TaskFamily, features: np.ndarray, tasks: np.ndarray, reward: np.ndarray) -> None:
     """
-    Check that the environment's reward is the family's.
+    Check that the environment's rewards are the family's.
 
     :param family: the tasks
-    :param features: features, (n_envs, feature_dim)
-    :param tasks: commanded tasks, (n_envs, task_dim)
-    :param reward: rewards of the environment, (n_envs,)
-    :raises ValueError: when it is not
+    :param features: features of some steps, (n_steps, n_envs, feature_dim)
+    :param tasks: commanded tasks, (n_steps, n_envs, task_dim)
+    :param reward: rewards of the environments, (n_steps, n_envs)
+    :raises ValueError: when one is not
     """
     expected = np.asarray(family.reward(features, tasks), dtype=reward.dtype)
-    if expected.shape != reward.shape:
-        raise ValueError(f"reward must hold one number an environment, {expected.shape}, but its shape is {reward.shape}.")
     if not (np.array_equal(expected, reward) or np.allclose(expected, reward, rtol=1e-4, atol=1e-5)):
-        env_index = int(np.argmax(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5)))
+        at = tuple(np.argwhere(~np.isclose(expected, reward, rtol=1e-4, atol=1e-5))[0])
         raise ValueError(
-            f"Environment {env_index} returned reward {reward[env_index]} for task {tasks[env_index]}, but "
-            f"{type(family).__name__} gives {expected[env_index]}: relabeled rows would be on another scale. "
+            f"Environment {at[-1]} returned reward {reward[at]} for task {tasks[at]}, but "
+            f"{type(family).__name__} gives {expected[at]}: relabeled rows would be on another scale. "
             f"{family.reward_remedy}"
         )
