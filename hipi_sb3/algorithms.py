@@ -17,12 +17,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.bc import HIPIBC
 from hipi_sb3.networks.fast_sac import FastSAC
+from hipi_sb3.overlap import UpdatesWhileStepping
 from hipi_sb3.owner import truncate_goal_env
 from hipi_sb3.saved_models import PlainFiles
 from hipi_sb3.tasks.learnable import check_action_space
 
 
-class HindsightInference(PlainFiles):
+class HindsightInference(UpdatesWhileStepping, PlainFiles):
     """
     Mixin for off-policy algorithms: relabel experience by hindsight inference, unless another buffer is asked for.
 

@@ -1,0 +1,96 @@
+"""Updates while the environments step: with environments in other processes neither waits for the other."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from stable_baselines3.common.type_aliases import RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+
+class UpdatesWhileStepping:
+    """
+    Mixin for off-policy algorithms: where :attr:`update_while_stepping` is set, the updates that follow a rollout are made
+    during the first step of the next one, after its actions were sent and before its results are asked for.
+
+    Those actions come from the policy before these updates, and the updates do not know that step yet: one step of lag, and
+    nothing else changes. When an update is made depends on no clock, so a seed gives the same run in this process
+    (``DummyVecEnv``, which gains nothing) as in others (``SubprocVecEnv``, ``RayVecEnv``).
+    """
+
+    #: Whether to update while the environments step: ``model.update_while_stepping = True`` before ``learn``. It pays where a
+    #: step takes about as long as the updates, in processes of their own.
+    update_while_stepping = False
+
+    _owed: tuple[int, int] | None = None
+    _overlapped: "UpdateBeforeWaiting | None" = None
+
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        Collect a rollout as the algorithm does, and make the updates that are owed during its first step.
+
+        :param env: environments
+        :param args: as in stable-baselines3
+        :param kwargs: as in stable-baselines3
+        :return: what the algorithm returns
+        """
+        if self.update_while_stepping:
+            if self._overlapped is None or self._overlapped.venv is not env:
+                self._overlapped = UpdateBeforeWaiting(env, self._pay)
+            env = self._overlapped
+        return super().collect_rollouts(env, *args, **kwargs)  # type: ignore[misc]  # that of the algorithm
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Make the updates, or owe them to the next step.
+
+        :param gradient_steps: number of updates
+        :param batch_size: transitions an update
+        """
+        if self.update_while_stepping:
+            self._owed = (gradient_steps, batch_size)
+        else:
+            super().train(gradient_steps, batch_size)  # type: ignore[misc]
+
+    def learn(self, *args: Any, **kwargs: Any) -> Self:
+        """
+        Learn as the algorithm does; what is owed at the end is done.
+
+        :param args: as in stable-baselines3
+        :param kwargs: as in stable-baselines3
+        :return: the model
+        """
+        super().learn(*args, **kwargs)  # type: ignore[misc]
+        self._pay()
+        return self
+
+    def _pay(self) -> None:
+        if self._owed is None:
+            return
+        (gradient_steps, batch_size), self._owed = self._owed, None
+        super().train(gradient_steps, batch_size)  # type: ignore[misc]
+        self.policy.set_training_mode(False)  # type: ignore[attr-defined]  # the rollout goes on
+
+    def _excluded_save_params(self) -> list[str]:
+        # A loaded model owes nothing: its buffer may be empty.
+        return [*super()._excluded_save_params(), "_overlapped", "_owed"]  # type: ignore[misc]
+
+
+class UpdateBeforeWaiting(VecEnvWrapper):
+    """
+    Environments that do something else between sending actions and waiting for what they lead to.
+
+    :param venv: environments
+    :param update: what to do
+    """
+
+    def __init__(self, venv: VecEnv, update: Callable[[], None]) -> None:
+        super().__init__(venv)
+        self._update = update
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        self._update()
+        return self.venv.step_wait()

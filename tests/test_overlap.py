@@ -1,0 +1,125 @@
+"""Updates while the environments step: when they are made, and that processes do not change them."""
+
+import gymnasium as gym
+import pytest
+import torch as th
+from line_walk import make_line_walk
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
+
+import hipi_sb3
+from hipi_sb3 import HIPISAC
+
+N_STEPS, LEARNING_STARTS = 60, 20
+OPTIONS = {"learning_starts": LEARNING_STARTS, "batch_size": 16, "seed": 0}
+
+
+class Diary(VecEnvWrapper):
+    """Writes down what the environments were asked."""
+
+    def __init__(self, venv, diary):
+        super().__init__(venv)
+        self.diary = diary
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_async(self, actions):
+        self.diary.append("actions")
+        self.venv.step_async(actions)
+
+    def step_wait(self):
+        self.diary.append("results")
+        return self.venv.step_wait()
+
+
+class WatchedSAC(HIPISAC):
+    """Writes down updates, and what the buffer had then."""
+
+    def _update(self, data, update_targets):
+        self.diary.append(("update", self.replay_buffer.size()))
+        return super()._update(data, update_targets)
+
+
+def make_learner(kind=HIPISAC, vec_env=None, overlap=True, **options):
+    model = kind("MultiInputPolicy", vec_env or DummyVecEnv([make_line_walk]), policy_kwargs={"net_arch": [16]}, **OPTIONS, **options)
+    model.update_while_stepping = overlap
+    return model
+
+
+def watched(overlap, n_steps=LEARNING_STARTS + 3, **options):
+    diary = []
+    model = make_learner(WatchedSAC, Diary(DummyVecEnv([make_line_walk]), diary), overlap, **options)
+    model.diary = diary
+    model.learn(n_steps)
+    return diary
+
+
+def test_updates_come_between_actions_and_results_and_the_last_at_the_end():
+    n = LEARNING_STARTS
+    before = ["actions", "results"] * (n + 1)
+    assert watched(overlap=False) == [
+        *before,
+        *[("update", n + 1), "actions", "results"],
+        *[("update", n + 2), "actions", "results"],
+        ("update", n + 3),
+    ]
+    assert watched(overlap=True) == [
+        *before,
+        *["actions", ("update", n + 1), "results"],
+        *["actions", ("update", n + 2), "results"],
+        ("update", n + 3),
+    ]
+
+
+def test_all_updates_of_a_rollout_are_made_in_the_first_step_of_the_next():
+    diary = watched(overlap=True, n_steps=LEARNING_STARTS + 8, train_freq=4, gradient_steps=2)
+    updates = [("update", LEARNING_STARTS + 4)] * 2
+    start = diary.index(updates[0])
+    assert diary[start - 1 : start + 3] == ["actions", *updates, "results"]
+    assert diary[start + 3 :] == ["actions", "results"] * 3 + [("update", LEARNING_STARTS + 8)] * 2
+
+
+def test_networks_act_in_evaluation_mode_after_updates():
+    model = make_learner(train_freq=2)
+    model.learn(N_STEPS)
+    assert not model.actor.training
+    assert model._owed is None
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_a_seed_gives_the_same_run_in_other_processes(normalized):
+    learned = []
+    for kind in (DummyVecEnv, SubprocVecEnv):
+        vec_env = kind([make_line_walk] * 2)
+        model = make_learner(vec_env=VecNormalize(vec_env, norm_obs_keys=["observation"]) if normalized else vec_env)
+        model.learn(N_STEPS)
+        learned.append(model.policy.state_dict())
+        model.env.close()
+    assert all(th.equal(value, learned[1][key]) for key, value in learned[0].items())
+
+
+def test_as_many_updates_as_without_it():
+    n_updates = {overlap: make_learner(overlap=overlap).learn(N_STEPS)._n_updates for overlap in (False, True)}
+    assert n_updates[True] == n_updates[False] == N_STEPS - LEARNING_STARTS
+
+
+@pytest.mark.parametrize("name", ["HIPISAC", "HIPITD3", "HIPIDDPG", "HIPITQC"])
+def test_every_algorithm_of_continuous_actions(name):
+    model = make_learner(getattr(hipi_sb3, name)).learn(N_STEPS)
+    assert model._n_updates == N_STEPS - LEARNING_STARTS
+
+
+@pytest.mark.parametrize("name", ["HIPIDQN", "HIPIQRDQN"])
+def test_every_algorithm_of_discrete_actions(name):
+    vec_env = DummyVecEnv([lambda: Monitor(gym.make("PointFourRoomsGrid-v0"))])
+    model = make_learner(getattr(hipi_sb3, name), vec_env, train_freq=1).learn(N_STEPS)
+    assert model._n_updates == N_STEPS - LEARNING_STARTS
+
+
+def test_a_saved_model_goes_on(tmp_path):
+    make_learner().learn(N_STEPS).save(tmp_path / "model")
+    model = HIPISAC.load(tmp_path / "model", DummyVecEnv([make_line_walk]))
+    assert model.update_while_stepping
+    model.learn(N_STEPS, reset_num_timesteps=False)
+    assert model.num_timesteps == 2 * N_STEPS
