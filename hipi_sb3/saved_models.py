@@ -4,6 +4,7 @@ import base64
 import importlib
 import io
 import json
+import re
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +14,16 @@ from typing import Any, Self
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFrequencyUnit
 from torch import nn
 from torch.optim import Optimizer
 
+from hipi_sb3.experience.archives import check_archive
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.names import describe, lookup
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
@@ -44,6 +50,43 @@ _OBJECTS = {
 }
 #: Objects that are made from a name and arguments.
 _TABLES: tuple[Mapping[str, type], ...] = (KEY_TO_STRATEGY, KEY_TO_LOG_PARTITION)
+
+_NUMBER = (int, float, np.number)
+_SCHEDULE = (*_NUMBER, Callable)
+_ABSENT: tuple[Any, ...] = (type(None),)
+#: Entries that stable-baselines3 reads, and what they have to be: of an ``env`` that is a text it would import the module that
+#: stands there. What ``save`` leaves out has no business in a file.
+ENTRIES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("env", "eval_env", "policy", "actor", "critic", "critic_target", "q_net", "q_net_target", "quantile_net"), _ABSENT
+    ),
+    **dict.fromkeys(("quantile_net_target", "log_ent_coef", "ent_coef_tensor", "ent_coef_optimizer", "device"), _ABSENT),
+    **dict.fromkeys(("replay_buffer", "rollout_buffer", "_vec_normalize_env", "_episode_storage", "_logger"), _ABSENT),
+    **dict.fromkeys(("observation_space", "action_space"), (spaces.Space, *_ABSENT)),
+    **dict.fromkeys(("_last_obs", "_last_original_obs"), (np.ndarray, dict, *_ABSENT)),
+    **dict.fromkeys(("lr_schedule", "exploration_schedule", "learning_rate"), _SCHEDULE),
+    **dict.fromkeys(("ent_coef", "target_entropy"), (str, *_NUMBER)),
+    **dict.fromkeys(("policy_kwargs", "replay_buffer_kwargs"), (dict, *_ABSENT)),
+    **dict.fromkeys(("n_envs", "n_steps", "buffer_size", "batch_size", "learning_starts", "gradient_steps"), (int,)),
+    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "verbose"), (int,)),
+    **dict.fromkeys(("_episode_num", "_stats_window_size", "policy_delay", "target_update_interval"), (int,)),
+    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage"), (bool,)),
+    **dict.fromkeys(("gamma", "tau", "sde_sample_freq", "_current_progress_remaining"), _NUMBER),
+    **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), (deque, *_ABSENT)),
+    "seed": (int, *_ABSENT),
+    "action_noise": (ActionNoise, *_ABSENT),
+    "train_freq": (TrainFreq, int, tuple),
+    "tensorboard_log": (str, *_ABSENT),
+    "policy_class": (type[BasePolicy],),
+    "replay_buffer_class": (type[ReplayBuffer], *_ABSENT),
+}
+#: The same for the entries of ``policy_kwargs``.
+POLICY_ENTRIES: dict[str, tuple[Any, ...]] = {
+    "features_extractor_class": (type[BaseFeaturesExtractor], *_ABSENT),
+    "activation_fn": (type[nn.Module],),
+    "optimizer_class": (type[Optimizer],),
+    **dict.fromkeys(("features_extractor_kwargs", "optimizer_kwargs"), (dict, *_ABSENT)),
+}
 
 
 class NotPlain(TypeError):
@@ -87,12 +130,19 @@ class PlainFiles:
         :return: the model
         :raises ValueError: when something in the file is pickled and neither trusted nor given in ``custom_objects``
         """
-        objects = plain_objects(path, trust, custom_objects)
-        return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+        objects = plain_objects(path, trust, custom_objects, cls)  # type: ignore[arg-type]
+        try:
+            return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            error.add_note(f"This was in {path}.")
+            raise
 
 
 def plain_objects(
-    path: str | Path | io.BufferedIOBase, trust: bool = False, custom_objects: dict[str, Any] | None = None
+    path: str | Path | io.BufferedIOBase,
+    trust: bool = False,
+    custom_objects: dict[str, Any] | None = None,
+    kind: type[OffPolicyAlgorithm] = OffPolicyAlgorithm,
 ) -> dict[str, Any]:
     """
     What stands in a model's file in plain form. ``SAC.load(path, custom_objects=plain_objects(path))`` of stable-baselines3
@@ -101,19 +151,12 @@ def plain_objects(
     :param path: file or stream, which is left where it is
     :param trust: whether pickled entries may be left to stable-baselines3
     :param custom_objects: entries that the file's are not asked for
+    :param kind: the algorithm
     :return: entries by name
-    :raises ValueError: when an entry is pickled and is neither trusted nor given
+    :raises ValueError: when an entry is pickled and is neither trusted nor given, or is nothing that belongs there
     """
     given = dict(custom_objects or {})
-    start = path.tell() if isinstance(path, io.IOBase) else 0
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
-    finally:
-        file.seek(start) if isinstance(path, io.IOBase) else file.close()
+    data = _read_data(path)
     pickled = [name for name, entry in data.items() if name not in given and isinstance(entry, dict) and PICKLED in entry]
     if pickled and not trust:
         raise ValueError(
@@ -121,8 +164,64 @@ def plain_objects(
             "it was written by stable-baselines3 itself or by an earlier version, or holds code such as a schedule that is a "
             "function. If you know where it comes from, pass trust=True; or give these objects yourself in custom_objects=..."
         )
-    plain = {name: entry[PLAIN] for name, entry in data.items() if isinstance(entry, dict) and PLAIN in entry}
-    return {name: decode(entry) for name, entry in plain.items() if name not in given} | given
+    found = {}
+    for name in data.keys() - given.keys() - set(pickled):
+        entry = data[name]
+        try:
+            found[name] = decode(entry[PLAIN]) if isinstance(entry, dict) and PLAIN in entry else entry
+            _check_entry(name, found[name], kind)
+        except (ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, entry {name!r}: {' '.join(str(error).split())} Nothing of the file was loaded. Load another copy, or "
+                f"give this entry yourself in custom_objects=dict({name}=...)."
+            ) from error
+    return found | given
+
+
+def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The JSON of a model's file, after a look at what else is in it."""
+    start = path.tell() if isinstance(path, io.IOBase) else 0
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            check_archive(archive, path)
+            for name in archive.namelist():
+                content = io.BytesIO(archive.read(name)) if name.endswith(".pth") else io.BytesIO()
+                if zipfile.is_zipfile(content):  # as torch writes them
+                    with zipfile.ZipFile(content) as inner:
+                        check_archive(inner, f"{path}, entry {name!r}")
+            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError, NotImplementedError, EOFError, RecursionError) as error:
+        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
+    finally:
+        file.seek(start) if isinstance(path, io.IOBase) else file.close()
+    if not isinstance(data, dict):
+        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model (no entries). Load another copy of it.")
+    return data
+
+
+def _check_entry(name: str, value: Any, kind: type) -> None:
+    """Check that an entry is what the algorithm takes it for: attributes of that name are set to it."""
+    known = getattr(kind, name, None)
+    if callable(known) or isinstance(known, property) or name.startswith("__"):
+        raise ValueError(f"{name} is a method of {kind.__name__}, which no file replaces.")
+    _check_type(name, value, ENTRIES.get(name))
+    if name == "policy_kwargs":
+        for key, entry in (value or {}).items():
+            _check_type(f"{name}[{key!r}]", entry, POLICY_ENTRIES.get(key))
+
+
+def _check_type(name: str, value: Any, kinds: tuple[Any, ...] | None) -> None:
+    if kinds is None:
+        return
+    bases = [next(iter(getattr(kind, "__args__", ())), None) for kind in kinds]  # of type[Base]
+    is_class = isinstance(value, type)
+    for kind, base in zip(kinds, bases, strict=True):
+        if issubclass(value, base or ()) if is_class else base is None and isinstance(value, kind):
+            return
+    wanted = [f"a {kind.__name__}" if base is None else f"a class of {base.__name__}" for kind, base in zip(kinds, bases, strict=True)]
+    wanted = ["nothing" if kind is type(None) else text for kind, text in zip(kinds, wanted, strict=True)]
+    raise ValueError(f"{name} is {str(value)[:60]!r}, but has to be {' or '.join(wanted)}.")
 
 
 def _write_plain(source: io.BytesIO, values: Mapping[str, Any], path: Any) -> None:
@@ -207,6 +306,8 @@ def _name_of(kind: type) -> str:
 
 def _named(name: str) -> Any:
     """The class of that name, None if there is none."""
+    if re.fullmatch(r"[a-z]\w*(\.\w+)*:\w+", name) is None or "__" in name:
+        return None
     module, _, qualname = name.partition(":")
     return getattr(importlib.import_module(module), qualname, None)
 
