@@ -4,14 +4,17 @@ import base64
 import importlib
 import io
 import json
+import pickle
 import re
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -23,9 +26,11 @@ from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFreque
 from torch import nn
 from torch.optim import Optimizer
 
-from hipi_sb3.experience.archives import check_archive
+from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.experience.archives import check_archive, check_torch_file
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.names import describe, lookup
+from hipi_sb3.owner import truncate_goal_env
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
 from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
 
@@ -94,7 +99,12 @@ class NotPlain(TypeError):
 
 
 class PlainFiles:
-    """Mixin for algorithms of stable-baselines3: ``save`` writes no pickle, and ``load`` reads none unless it is trusted."""
+    """
+    Mixin for algorithms of stable-baselines3: ``save`` and ``save_replay_buffer`` write no pickle, and ``load`` and
+    ``load_replay_buffer`` read none unless it is trusted.
+    """
+
+    replay_buffer: ReplayBuffer | None
 
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -137,6 +147,46 @@ class PlainFiles:
             error.add_note(f"This was in {path}.")
             raise
 
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer: HIPI's into a folder, see :meth:`HIPIReplayBuffer.save
+        <hipi_sb3.buffers.HIPIReplayBuffer.save>`, another one, or into a stream, by pickle as stable-baselines3 does.
+
+        :param path: folder, which may hold an earlier buffer, or stream
+        """
+        if isinstance(self.replay_buffer, HIPIReplayBuffer) and isinstance(path, str | Path):
+            self.replay_buffer.save(path)
+        else:
+            super().save_replay_buffer(path)  # type: ignore[misc]
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True, trust: bool = False
+    ) -> None:
+        """
+        Load a replay buffer: from a folder, or a pickled one.
+
+        :param path: folder, pickle file or stream
+        :param truncate_last_traj: whether the last episode, if it is unfinished, ends where it was left; only in a GoalEnv, as
+            for ``HerReplayBuffer``
+        :param trust: whether to unpickle what is no folder, which runs whatever code its writer put there
+        :raises ValueError: when it is damaged, pickled and not trusted, or does not fit this algorithm; the present one stays
+        """
+        if isinstance(path, str | Path) and Path(path).is_dir():
+            mine = type(self.replay_buffer)
+            kind = mine if issubclass(mine, HIPIReplayBuffer) else HIPIReplayBuffer
+            self.replay_buffer = buffer = kind.load(path, self)  # type: ignore[arg-type]
+            if truncate_last_traj:
+                truncate_goal_env(buffer)
+            return
+        if not trust:
+            with open_path(path, "r", suffix="pkl"):  # or there is none
+                pass
+            raise ValueError(
+                f"{path} is a pickled buffer, and reading it runs whatever code its writer put there. If you know where it "
+                "comes from, pass trust=True; save_replay_buffer(folder) writes HIPI's buffers without pickle."
+            )
+        super().load_replay_buffer(path, truncate_last_traj)  # type: ignore[misc]
+
 
 def plain_objects(
     path: str | Path | io.BufferedIOBase,
@@ -172,10 +222,30 @@ def plain_objects(
             _check_entry(name, found[name], kind)
         except (ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError, RecursionError) as error:
             raise ValueError(
-                f"{path}, entry {name!r}: {' '.join(str(error).split())} Nothing of the file was loaded. Load another copy, or "
-                f"give this entry yourself in custom_objects=dict({name}=...)."
+                f"{path}, entry {name!r}: {' '.join(str(error).split())} Nothing of the file was loaded. Load another copy, "
+                f"or give this entry yourself in custom_objects=dict({name}=...)."
             ) from error
     return found | given
+
+
+def read_tensors(path: str | Path, device: Any) -> Any:
+    """
+    Read a file of ``torch.save`` that holds tensors and plain values.
+
+    :param path: file
+    :param device: PyTorch device
+    :return: what is in it
+    :raises ValueError: when it is damaged, or holds anything else
+    """
+    with open(path, "rb") as file:
+        check_torch_file(file, path)
+    try:
+        return th.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors and plain values ({str(error).splitlines()[0]:.200}): it is not "
+            "read."
+        ) from error
 
 
 def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
@@ -186,12 +256,10 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             check_archive(archive, path)
             for name in archive.namelist():
-                content = io.BytesIO(archive.read(name)) if name.endswith(".pth") else io.BytesIO()
-                if zipfile.is_zipfile(content):  # as torch writes them
-                    with zipfile.ZipFile(content) as inner:
-                        check_archive(inner, f"{path}, entry {name!r}")
+                if name.endswith(".pth"):
+                    check_torch_file(io.BytesIO(archive.read(name)), f"{path}, entry {name!r}")
             data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError, NotImplementedError, EOFError, RecursionError) as error:
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, RuntimeError, EOFError) as error:
         raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
     finally:
         file.seek(start) if isinstance(path, io.IOBase) else file.close()
@@ -219,8 +287,10 @@ def _check_type(name: str, value: Any, kinds: tuple[Any, ...] | None) -> None:
     for kind, base in zip(kinds, bases, strict=True):
         if issubclass(value, base or ()) if is_class else base is None and isinstance(value, kind):
             return
-    wanted = [f"a {kind.__name__}" if base is None else f"a class of {base.__name__}" for kind, base in zip(kinds, bases, strict=True)]
-    wanted = ["nothing" if kind is type(None) else text for kind, text in zip(kinds, wanted, strict=True)]
+    wanted = [
+        "nothing" if kind is type(None) else f"a {kind.__name__}" if base is None else f"a class of {base.__name__}"
+        for kind, base in zip(kinds, bases, strict=True)
+    ]
     raise ValueError(f"{name} is {str(value)[:60]!r}, but has to be {' or '.join(wanted)}.")
 
 

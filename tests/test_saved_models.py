@@ -224,6 +224,7 @@ TEXT = "stranger:Env-v0"
 STRANGE = [TEXT, "stranger", ["stranger:Env-v0"], {"stranger": 1}, {":plain:": {"class": "stranger:Env"}}]
 STRANGE += [{":plain:": {"object": {"class": "stranger:Env", "state": {"dict": {}}}}}, {":plain:": {"space": TEXT}}]
 
+
 @pytest.mark.parametrize("name", ["SAC", "DQN", "BC"])
 def test_no_entry_of_any_kind_imports_a_module_that_it_names(name: str, tmp_path: Path, module_of_a_stranger: Path) -> None:
     model = MODELS[name]()
