@@ -61,7 +61,14 @@ def start(folder: str, n_steps: int, args: argparse.Namespace) -> subprocess.Pop
     """Begin a run in a session of its own."""
     command = [sys.executable, str(ROOT / "zoo/train.py"), "--env", "PointFixedGoals-v0", "--seed", "0", "-n", str(n_steps)]
     command += ["--vec-env", "subproc", "--no-picture", "-f", folder]
-    command += ["--checkpoint-freq", str(args.checkpoint_freq), "--eval-freq", str(5 * args.checkpoint_freq), "--eval-tasks", "4"]
+    command += [
+        "--checkpoint-freq",
+        str(args.checkpoint_freq),
+        "--eval-freq",
+        str(5 * args.checkpoint_freq),
+        "--eval-tasks",
+        "4",
+    ]
     command += ["-params", "n_envs:4", "buffer_size:8000", "batch_size:64", "train_freq:8", "gradient_steps:1"]
     command += ["learning_starts:500", "policy_kwargs:dict(net_arch=[16, 16])"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -94,7 +101,9 @@ def long_run(args: argparse.Namespace) -> dict[str, Any]:
     growth = {key: value / 1024 * 1e5 / (args.steps / 2) for key, value in slope(second_half["memory"]).items()}
     files = second_half["files"]
     print(f"{args.steps} steps in {seconds:.0f} s, {len(seen)} looks, {left} processes left")
-    print(f"memory {second_half['memory'].mean() / 1024:.0f} MiB; growth [95 % interval] in MiB per 100 000 steps, second half: ")
+    print(
+        f"memory {second_half['memory'].mean() / 1024:.0f} MiB; growth [95 % interval] in MiB per 100 000 steps, second half: "
+    )
     print(f"  {growth['median']:.2f} [{growth['low']:.2f}, {growth['high']:.2f}]")
     print(f"open files {int(np.median(files))} (quarters: {[int(np.median(part)) for part in np.array_split(files, 4)]})")
     return {

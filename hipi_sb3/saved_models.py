@@ -179,8 +179,9 @@ class PlainFiles:
                 truncate_goal_env(buffer)
             return
         if not trust:
-            with open_path(path, "r", suffix="pkl"):  # or there is none
-                pass
+            file = open_path(path, "r", suffix="pkl")  # or there is none
+            if file is not path:
+                file.close()
             raise ValueError(
                 f"{path} is a pickled buffer, and reading it runs whatever code its writer put there. If you know where it "
                 "comes from, pass trust=True; save_replay_buffer(folder) writes HIPI's buffers without pickle."
