@@ -119,10 +119,9 @@ def long_run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kill_a_worker(process: subprocess.Popen) -> None:
-    """What the system does where memory is short."""
-    children = (PROC / str(process.pid) / f"task/{process.pid}/children").read_text().split()
-    workers = [pid for pid in map(int, children) if pid in processes(process.pid)]
-    os.kill(max(workers), signal.SIGKILL)
+    """What the system does where memory is short, to the first process of an environment: its parent is not the run itself."""
+    parents = {pid: (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1] for pid in processes(process.pid)}
+    os.kill(min(pid for pid, parent in parents.items() if int(parent) in parents.keys() - {process.pid}), signal.SIGKILL)
 
 
 ENDINGS: dict[str, Callable[[subprocess.Popen], None]] = {

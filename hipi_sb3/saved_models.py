@@ -93,6 +93,9 @@ POLICY_ENTRIES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("features_extractor_kwargs", "optimizer_kwargs"), (dict, *_ABSENT)),
 }
 
+#: What torch says to a file that it cannot read, or that holds more than it may.
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError)
+
 
 class NotPlain(TypeError):
     """Something that has no plain form: code, above all."""
@@ -143,6 +146,8 @@ class PlainFiles:
         objects = plain_objects(path, trust, custom_objects, cls)  # type: ignore[arg-type]
         try:
             return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+        except _UNREADABLE as error:
+            raise ValueError(f"{path} holds more than tensors, or is damaged ({_line_of(error)}): it is not read.") from error
         except Exception as error:
             error.add_note(f"This was in {path}.")
             raise
@@ -242,11 +247,14 @@ def read_tensors(path: str | Path, device: Any) -> Any:
         check_torch_file(file, path)
     try:
         return th.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged or holds more than tensors and plain values ({str(error).splitlines()[0]:.200}): it is not "
-            "read."
+            f"{path} is damaged or holds more than tensors and plain values ({_line_of(error)}): it is not read."
         ) from error
+
+
+def _line_of(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
@@ -343,6 +351,8 @@ def decode(entry: Any) -> Any:
         return [decode(part) for part in entry]
     if not isinstance(entry, dict):
         return entry
+    if len(entry) != 1:
+        raise ValueError(f"{entry} is no entry that save wrote.")
     kind, content = next(iter(entry.items()))
     if kind == "object":
         return _decode_object(content)
@@ -412,6 +422,8 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
 
 def _decode_array(entry: dict[str, Any]) -> np.ndarray:
     dtype = np.dtype(entry["dtype"])
+    if min(entry["shape"], default=0) < 0:
+        raise ValueError(f"There is no array of shape {entry['shape']}.")
     if dtype.kind not in "biuf":
         raise ValueError(f"The file asks for an array of {dtype}, which no model has. Do not trust this file.")
     return np.frombuffer(base64.b64decode(entry["content"]), dtype).reshape(entry["shape"]).copy()

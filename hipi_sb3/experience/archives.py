@@ -6,6 +6,7 @@ import stat
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def check_header(file: IO[bytes], size: int, where: str) -> None:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = _READERS[version](file)
         expected = math.prod(shape) * dtype.itemsize
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where} is no .npy file: {' '.join(str(error).split())[:200]}") from error
     if dtype.hasobject:
         raise ValueError(
