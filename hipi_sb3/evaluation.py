@@ -134,6 +134,7 @@ def evaluate_tasks(
     if not vec_env.has_attr("task_family"):
         raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
     family: TaskFamily = vec_env.get_attr("task_family", indices=[0])[0]
+    numbers("tasks", tasks, "n_tasks", "task_dim")
     if len(tasks) == 0 or n_episodes < 1:
         raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not {len(tasks)} and {n_episodes}.")
     tasks = np.stack([family.check_task(task) for task in tasks])

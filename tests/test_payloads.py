@@ -138,7 +138,7 @@ def dataset_folder(folder: Path) -> Path:
 def buffer_folder(folder: Path) -> Path:
     model = HIPISAC("MultiInputPolicy", make_line_walk(), buffer_size=50, learning_starts=100, device="cpu", seed=0).learn(20)
     model.save_replay_buffer(folder / "buffer")
-    return next((folder / "buffer").glob("arrays-*/actions.npy"))
+    return min((folder / "buffer").glob("arrays-*/*.npy"))
 
 
 def sign_buffer(file: Path) -> None:
