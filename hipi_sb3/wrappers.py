@@ -30,6 +30,11 @@ class MultiTaskWrapper(gym.Wrapper):
     """
 
     def __init__(self, env: gym.Env, family: TaskFamily, flatten: bool = False, fixed_task: Any = None) -> None:
+        if not isinstance(env, gym.Env):
+            raise TypeError(
+                f"MultiTaskWrapper: env must be a gymnasium.Env, not {type(env).__name__}: {env!r:.80}. Pass gym.make(...) or "
+                "an object of your class; of several environments wrap each by itself."
+            )
         super().__init__(env)
         check_is_family("MultiTaskWrapper", family)
         family.check()

@@ -234,6 +234,11 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
         :raises ValueError: when the spaces are not those of the data set, it holds NaN or the checkpoint belongs to another
             training
         """
+        if not isinstance(dataset, TrajectoryDataset):
+            raise TypeError(
+                f"HIPIBC.fit: dataset must be a TrajectoryDataset, not {type(dataset).__name__}: {dataset!r:.80}. Make one "
+                "with TrajectoryDataset.load(path, family) or TrajectoryDataset.from_arrays(family, observations, ...)."
+            )
         self._take_spaces(dataset)
         if not self._custom_logger:
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name)

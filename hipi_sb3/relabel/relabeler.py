@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 
 from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.given import check_number
 from hipi_sb3.names import describe, lookup
 from hipi_sb3.relabel.candidates import CandidateSampler, check_candidates
 from hipi_sb3.relabel.defaults import default_candidates, defaults_for
@@ -70,6 +71,11 @@ class Relabeler:
         label_reuse: int = 16,
         n_steps: int | None = None,
     ) -> None:
+        check_number("relabel_prob", relabel_prob)
+        check_number("warmup_updates", warmup_updates)
+        check_number("label_reuse", label_reuse, whole=True)
+        if n_steps is not None:
+            check_number("n_steps", n_steps, whole=True)
         if not 0 <= relabel_prob <= 1:
             raise ValueError(f"relabel_prob is a probability, the share of rows that are relabeled, not {relabel_prob}.")
         if warmup_updates < 0:
