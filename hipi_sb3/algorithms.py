@@ -1,6 +1,5 @@
 """Algorithms of stable-baselines3 and sb3-contrib with HIPI's replay buffer as their default: HIPI-RL (arXiv 2002.11089)."""
 
-import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.cloning.bc import HIPIBC
 from hipi_sb3.networks.fast_sac import FastSAC
 from hipi_sb3.overlap import UpdatesWhileStepping
-from hipi_sb3.owner import truncate_goal_env
 from hipi_sb3.saved_models import PlainFiles
 from hipi_sb3.tasks.learnable import check_action_space
 
@@ -49,36 +47,6 @@ class HindsightInference(UpdatesWhileStepping, PlainFiles):
             # HIPIReplayBuffer takes n_steps and gamma from its algorithm.
             warnings.filterwarnings("ignore", r"`n_steps=\d+` is ignored because a custom `replay_buffer_class`")
             super()._setup_model()  # type: ignore[misc]  # that of the algorithm
-
-    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer: HIPI's into a folder, see :meth:`HIPIReplayBuffer.save
-        <hipi_sb3.buffers.HIPIReplayBuffer.save>`, another one, or into a stream, by pickle as stable-baselines3 does.
-
-        :param path: folder, which may hold an earlier buffer, or stream
-        """
-        if isinstance(self.replay_buffer, HIPIReplayBuffer) and isinstance(path, str | Path):
-            self.replay_buffer.save(path)
-        else:
-            super().save_replay_buffer(path)  # type: ignore[misc]
-
-    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer: from a folder, or a pickled one.
-
-        :param path: folder, pickle file or stream
-        :param truncate_last_traj: whether the last episode, if it is unfinished, ends where it was left; only in a GoalEnv, as
-            for ``HerReplayBuffer``
-        :raises ValueError: when it is damaged or does not fit this algorithm; the present buffer stays
-        """
-        if isinstance(path, str | Path) and Path(path).is_dir():
-            mine = type(self.replay_buffer)
-            kind = mine if issubclass(mine, HIPIReplayBuffer) else HIPIReplayBuffer
-            self.replay_buffer = buffer = kind.load(path, self)  # type: ignore[arg-type]
-            if truncate_last_traj:
-                truncate_goal_env(buffer)
-        else:
-            super().load_replay_buffer(path, truncate_last_traj)  # type: ignore[misc]
 
 
 class HIPISAC(HindsightInference, FastSAC):

@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 
 from hipi_sb3.experience.layout import without_task
 from hipi_sb3.experience.whole import whole_file
-from hipi_sb3.given import numbers
-from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.given import check_number, numbers
+from hipi_sb3.tasks.family import TaskFamily, check_is_family
 
 
 def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np.ndarray:
@@ -27,8 +27,13 @@ def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np
     :return: tasks, (n_tasks, task_dim)
     :raises ValueError: when ``n_tasks`` is not positive
     """
+    check_is_family("evaluation_tasks", family)
+    check_number("evaluation_tasks: n_tasks", n_tasks, whole=True)
+    check_number("evaluation_tasks: seed", seed, whole=True)
     if n_tasks < 1:
         raise ValueError(f"evaluation_tasks: n_tasks must be at least 1, not {n_tasks}.")
+    if seed < 0:
+        raise ValueError(f"evaluation_tasks: seed must not be negative, but it is {seed}.")
     return family.tasks.copy() if family.tasks is not None else family.sample(np.random.default_rng(seed), n_tasks)
 
 
@@ -135,6 +140,8 @@ def evaluate_tasks(
     if not vec_env.has_attr("task_family"):
         raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
     family: TaskFamily = vec_env.get_attr("task_family", indices=[0])[0]
+    numbers("tasks", tasks, "n_tasks", "task_dim")
+    check_number("n_episodes", n_episodes, whole=True)
     if len(tasks) == 0 or n_episodes < 1:
         raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not {len(tasks)} and {n_episodes}.")
     tasks = np.stack([family.check_task(task) for task in tasks])
@@ -229,6 +236,7 @@ def task_labels(tasks: np.ndarray) -> list[str]:
     :param tasks: tasks, (n_tasks, task_dim)
     :return: one label a task
     """
+    tasks = numbers("tasks", tasks, "n_tasks", "task_dim")
     if tasks.shape[1] > 1 and np.all((tasks == 0) | (tasks == 1)) and np.all(tasks.sum(axis=1) == 1):
         return [f"task {index}" for index in tasks.argmax(axis=1)]
     return [", ".join(f"{number:.4g}" for number in task) for task in tasks]

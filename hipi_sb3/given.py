@@ -62,6 +62,41 @@ def numbers(name: str, values: Any, *axes: str) -> np.ndarray:
     return array
 
 
+def check_number(name: str, value: Any, whole: bool = False) -> None:
+    """
+    Check that an option is a number; in which range it has to be, its owner knows.
+
+    :param name: what it is called, for the error
+    :param value: what was given
+    :param whole: whether it has to be a whole number
+    :raises TypeError: when it is none
+    :raises ValueError: when it is NaN
+    """
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if not isinstance(value, kinds):
+        raise TypeError(
+            f"{name} must be a {'whole ' * whole}number, not {type(value).__name__}: {value!r:.80}. Of an array or a tensor "
+            "pass one of its entries, array.item()."
+        )
+    if value != value:
+        raise ValueError(f"{name} must be a number, not NaN. Check what it was computed from.")
+
+
+def check_functions(name: str, values: Any) -> None:
+    """
+    Check that an option is a list of functions.
+
+    :param name: what it is called, for the error
+    :param values: what was given
+    :raises TypeError: when it is something else
+    """
+    if not isinstance(values, list | tuple) or not all(map(callable, values)):
+        raise TypeError(
+            f"{name} must be a list of functions, one a task, not {type(values).__name__}: {values!r:.80}. Pass a "
+            "list, such as [first, second]."
+        )
+
+
 def as_tasks(tasks: Any, task_dim: int) -> np.ndarray:
     """
     Tasks, without copying those that are an array already: all one-hot tasks of a large family are a view.

@@ -3,8 +3,9 @@
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires, version
 from pathlib import Path
+from typing import Any
 
 #: Packages whose versions decide what a run gives.
 PACKAGES = ("hipi_sb3", "stable_baselines3", "sb3_contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "mujoco", "optuna")
@@ -50,6 +51,52 @@ def missing_of_extras() -> dict[str, list[str]]:
         except PackageNotFoundError:
             of_extra.append(package)
     return missing
+
+
+def licences() -> dict[str, tuple[str, str]]:
+    """
+    List all packages that hipi_sb3 and its extras need, directly or not, as far as they are installed.
+
+    :return: version and licence by name, as the packages themselves say
+    """
+    found: dict[str, tuple[str, str]] = {}
+    waiting = ["hipi_sb3"]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            about = distribution(name)
+        except PackageNotFoundError:
+            continue
+        found[name] = (about.version, _licence_of(about))
+        for requirement in about.requires or []:
+            # Extras of its own only for the package itself: what it does not ask for may be there for another reason.
+            if name == "hipi-sb3" or "extra ==" not in requirement:
+                waiting.append(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+    return dict(sorted(found.items()))
+
+
+def _licence_of(about: Distribution) -> str:
+    of_field: Any = dict(about.metadata.items())  # type: ignore[attr-defined]
+    given = of_field.get("License-Expression") or of_field.get("License") or ""
+    classified = [
+        entry.rpartition(" :: ")[2]
+        for entry in about.metadata.get_all("Classifier") or []
+        if entry.startswith("License ::") and entry != "License :: OSI Approved"
+    ]
+    line = " ".join(given.split())
+    # Some have the whole text in that field.
+    return line if 0 < len(line) < 60 else ", ".join(classified) or line[:57] + "..." * bool(line) or "unknown"
+
+
+def report_licences() -> str:
+    """
+    Say names, versions and licences, one package a line.
+
+    :return: text
+    """
+    return "\n".join(f"{name:<32} {number:<18} {licence}" for name, (number, licence) in licences().items())
 
 
 def machine() -> str:

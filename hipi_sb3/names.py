@@ -18,7 +18,7 @@ def lookup(what: str, name: str, table: Mapping[str, T]) -> T:
     :return: the value
     :raises ValueError: when there is no such name; the nearest one is suggested
     """
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     nearest = difflib.get_close_matches(str(name), table, n=1, cutoff=0.4)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

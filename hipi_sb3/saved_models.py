@@ -4,22 +4,33 @@ import base64
 import importlib
 import io
 import json
+import pickle
+import re
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import GymEnv, TrainFreq, TrainFrequencyUnit
 from torch import nn
 from torch.optim import Optimizer
 
+from hipi_sb3.buffers import HIPIReplayBuffer
+from hipi_sb3.experience.archives import check_archive, check_torch_file
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.names import describe, lookup
+from hipi_sb3.owner import truncate_goal_env
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
 from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
 
@@ -45,13 +56,58 @@ _OBJECTS = {
 #: Objects that are made from a name and arguments.
 _TABLES: tuple[Mapping[str, type], ...] = (KEY_TO_STRATEGY, KEY_TO_LOG_PARTITION)
 
+_NUMBER = (int, float, np.number)
+_SCHEDULE = (*_NUMBER, Callable)
+_ABSENT: tuple[Any, ...] = (type(None),)
+#: Entries that stable-baselines3 reads, and what they have to be: of an ``env`` that is a text it would import the module that
+#: stands there. What ``save`` leaves out has no business in a file.
+ENTRIES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("env", "eval_env", "policy", "actor", "critic", "critic_target", "q_net", "q_net_target", "quantile_net"), _ABSENT
+    ),
+    **dict.fromkeys(("quantile_net_target", "log_ent_coef", "ent_coef_tensor", "ent_coef_optimizer", "device"), _ABSENT),
+    **dict.fromkeys(("replay_buffer", "rollout_buffer", "_vec_normalize_env", "_episode_storage", "_logger"), _ABSENT),
+    **dict.fromkeys(("observation_space", "action_space"), (spaces.Space, *_ABSENT)),
+    **dict.fromkeys(("_last_obs", "_last_original_obs"), (np.ndarray, dict, *_ABSENT)),
+    **dict.fromkeys(("lr_schedule", "exploration_schedule", "learning_rate"), _SCHEDULE),
+    **dict.fromkeys(("ent_coef", "target_entropy"), (str, *_NUMBER)),
+    **dict.fromkeys(("policy_kwargs", "replay_buffer_kwargs"), (dict, *_ABSENT)),
+    **dict.fromkeys(("n_envs", "n_steps", "buffer_size", "batch_size", "learning_starts", "gradient_steps"), (int,)),
+    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "verbose"), (int,)),
+    **dict.fromkeys(("_episode_num", "_stats_window_size", "policy_delay", "target_update_interval"), (int,)),
+    **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage"), (bool,)),
+    **dict.fromkeys(("gamma", "tau", "sde_sample_freq", "_current_progress_remaining"), _NUMBER),
+    **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), (deque, *_ABSENT)),
+    "seed": (int, *_ABSENT),
+    "action_noise": (ActionNoise, *_ABSENT),
+    "train_freq": (TrainFreq, int, tuple),
+    "tensorboard_log": (str, *_ABSENT),
+    "policy_class": (type[BasePolicy],),
+    "replay_buffer_class": (type[ReplayBuffer], *_ABSENT),
+}
+#: The same for the entries of ``policy_kwargs``.
+POLICY_ENTRIES: dict[str, tuple[Any, ...]] = {
+    "features_extractor_class": (type[BaseFeaturesExtractor], *_ABSENT),
+    "activation_fn": (type[nn.Module],),
+    "optimizer_class": (type[Optimizer],),
+    **dict.fromkeys(("features_extractor_kwargs", "optimizer_kwargs"), (dict, *_ABSENT)),
+}
+
+#: What torch says to a file that it cannot read, or that holds more than it may.
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError)
+
 
 class NotPlain(TypeError):
     """Something that has no plain form: code, above all."""
 
 
 class PlainFiles:
-    """Mixin for algorithms of stable-baselines3: ``save`` writes no pickle, and ``load`` reads none unless it is trusted."""
+    """
+    Mixin for algorithms of stable-baselines3: ``save`` and ``save_replay_buffer`` write no pickle, and ``load`` and
+    ``load_replay_buffer`` read none unless it is trusted.
+    """
+
+    replay_buffer: ReplayBuffer | None
 
     def save(
         self, path: str | Path | io.BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -87,12 +143,62 @@ class PlainFiles:
         :return: the model
         :raises ValueError: when something in the file is pickled and neither trusted nor given in ``custom_objects``
         """
-        objects = plain_objects(path, trust, custom_objects)
-        return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+        objects = plain_objects(path, trust, custom_objects, cls)  # type: ignore[arg-type]
+        try:
+            return super().load(path, env, device, objects, print_system_info, force_reset, **kwargs)  # type: ignore[misc]
+        except _UNREADABLE as error:
+            raise ValueError(f"{path} holds more than tensors, or is damaged ({_line_of(error)}): it is not read.") from error
+        except Exception as error:
+            error.add_note(f"This was in {path}.")
+            raise
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer: HIPI's into a folder, see :meth:`HIPIReplayBuffer.save
+        <hipi_sb3.buffers.HIPIReplayBuffer.save>`, another one, or into a stream, by pickle as stable-baselines3 does.
+
+        :param path: folder, which may hold an earlier buffer, or stream
+        """
+        if isinstance(self.replay_buffer, HIPIReplayBuffer) and isinstance(path, str | Path):
+            self.replay_buffer.save(path)
+        else:
+            super().save_replay_buffer(path)  # type: ignore[misc]
+
+    def load_replay_buffer(
+        self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True, trust: bool = False
+    ) -> None:
+        """
+        Load a replay buffer: from a folder, or a pickled one.
+
+        :param path: folder, pickle file or stream
+        :param truncate_last_traj: whether the last episode, if it is unfinished, ends where it was left; only in a GoalEnv, as
+            for ``HerReplayBuffer``
+        :param trust: whether to unpickle what is no folder, which runs whatever code its writer put there
+        :raises ValueError: when it is damaged, pickled and not trusted, or does not fit this algorithm; the present one stays
+        """
+        if isinstance(path, str | Path) and Path(path).is_dir():
+            mine = type(self.replay_buffer)
+            kind = mine if issubclass(mine, HIPIReplayBuffer) else HIPIReplayBuffer
+            self.replay_buffer = buffer = kind.load(path, self)  # type: ignore[arg-type]
+            if truncate_last_traj:
+                truncate_goal_env(buffer)
+            return
+        if not trust:
+            file = open_path(path, "r", suffix="pkl")  # or there is none
+            if file is not path:
+                file.close()
+            raise ValueError(
+                f"{path} is a pickled buffer, and reading it runs whatever code its writer put there. If you know where it "
+                "comes from, pass trust=True; save_replay_buffer(folder) writes HIPI's buffers without pickle."
+            )
+        super().load_replay_buffer(path, truncate_last_traj)  # type: ignore[misc]
 
 
 def plain_objects(
-    path: str | Path | io.BufferedIOBase, trust: bool = False, custom_objects: dict[str, Any] | None = None
+    path: str | Path | io.BufferedIOBase,
+    trust: bool = False,
+    custom_objects: dict[str, Any] | None = None,
+    kind: type[OffPolicyAlgorithm] = OffPolicyAlgorithm,
 ) -> dict[str, Any]:
     """
     What stands in a model's file in plain form. ``SAC.load(path, custom_objects=plain_objects(path))`` of stable-baselines3
@@ -101,19 +207,12 @@ def plain_objects(
     :param path: file or stream, which is left where it is
     :param trust: whether pickled entries may be left to stable-baselines3
     :param custom_objects: entries that the file's are not asked for
+    :param kind: the algorithm
     :return: entries by name
-    :raises ValueError: when an entry is pickled and is neither trusted nor given
+    :raises ValueError: when an entry is pickled and is neither trusted nor given, or is nothing that belongs there
     """
     given = dict(custom_objects or {})
-    start = path.tell() if isinstance(path, io.IOBase) else 0
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
-    except (zipfile.BadZipFile, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
-    finally:
-        file.seek(start) if isinstance(path, io.IOBase) else file.close()
+    data = _read_data(path)
     pickled = [name for name, entry in data.items() if name not in given and isinstance(entry, dict) and PICKLED in entry]
     if pickled and not trust:
         raise ValueError(
@@ -121,8 +220,87 @@ def plain_objects(
             "it was written by stable-baselines3 itself or by an earlier version, or holds code such as a schedule that is a "
             "function. If you know where it comes from, pass trust=True; or give these objects yourself in custom_objects=..."
         )
-    plain = {name: entry[PLAIN] for name, entry in data.items() if isinstance(entry, dict) and PLAIN in entry}
-    return {name: decode(entry) for name, entry in plain.items() if name not in given} | given
+    found = {}
+    for name in data.keys() - given.keys() - set(pickled):
+        entry = data[name]
+        try:
+            found[name] = decode(entry[PLAIN]) if isinstance(entry, dict) and PLAIN in entry else entry
+            _check_entry(name, found[name], kind)
+        except (ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, entry {name!r}: {' '.join(str(error).split())} Nothing of the file was loaded. Load another copy, "
+                f"or give this entry yourself in custom_objects=dict({name}=...)."
+            ) from error
+    return found | given
+
+
+def read_tensors(path: str | Path, device: Any) -> Any:
+    """
+    Read a file of ``torch.save`` that holds tensors and plain values.
+
+    :param path: file
+    :param device: PyTorch device
+    :return: what is in it
+    :raises ValueError: when it is damaged, or holds anything else
+    """
+    with open(path, "rb") as file:
+        check_torch_file(file, path)
+    try:
+        return th.load(path, map_location=device, weights_only=True)
+    except (*_UNREADABLE, RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors and plain values ({_line_of(error)}): it is not read."
+        ) from error
+
+
+def _line_of(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+    """The JSON of a model's file, after a look at what else is in it."""
+    start = path.tell() if isinstance(path, io.IOBase) else 0
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            check_archive(archive, path)
+            for name in archive.namelist():
+                if name.endswith(".pth"):
+                    check_torch_file(io.BytesIO(archive.read(name)), f"{path}, entry {name!r}")
+            data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, RuntimeError, EOFError) as error:
+        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
+    finally:
+        file.seek(start) if isinstance(path, io.IOBase) else file.close()
+    if not isinstance(data, dict):
+        raise ValueError(f"Error: the file {path} wasn't a zip-file of a model (no entries). Load another copy of it.")
+    return data
+
+
+def _check_entry(name: str, value: Any, kind: type) -> None:
+    """Check that an entry is what the algorithm takes it for: attributes of that name are set to it."""
+    known = getattr(kind, name, None)
+    if callable(known) or isinstance(known, property) or name.startswith("__"):
+        raise ValueError(f"{name} is a method of {kind.__name__}, which no file replaces.")
+    _check_type(name, value, ENTRIES.get(name))
+    if name == "policy_kwargs":
+        for key, entry in (value or {}).items():
+            _check_type(f"{name}[{key!r}]", entry, POLICY_ENTRIES.get(key))
+
+
+def _check_type(name: str, value: Any, kinds: tuple[Any, ...] | None) -> None:
+    if kinds is None:
+        return
+    bases = [next(iter(getattr(kind, "__args__", ())), None) for kind in kinds]  # of type[Base]
+    is_class = isinstance(value, type)
+    for kind, base in zip(kinds, bases, strict=True):
+        if issubclass(value, base or ()) if is_class else base is None and isinstance(value, kind):
+            return
+    wanted = [
+        "nothing" if kind is type(None) else f"a {kind.__name__}" if base is None else f"a class of {base.__name__}"
+        for kind, base in zip(kinds, bases, strict=True)
+    ]
+    raise ValueError(f"{name} is {str(value)[:60]!r}, but has to be {' or '.join(wanted)}.")
 
 
 def _write_plain(source: io.BytesIO, values: Mapping[str, Any], path: Any) -> None:
@@ -173,6 +351,8 @@ def decode(entry: Any) -> Any:
         return [decode(part) for part in entry]
     if not isinstance(entry, dict):
         return entry
+    if len(entry) != 1:
+        raise ValueError(f"{entry} is no entry that save wrote.")
     kind, content = next(iter(entry.items()))
     if kind == "object":
         return _decode_object(content)
@@ -207,6 +387,8 @@ def _name_of(kind: type) -> str:
 
 def _named(name: str) -> Any:
     """The class of that name, None if there is none."""
+    if re.fullmatch(r"[a-z]\w*(\.\w+)*:\w+", name) is None or "__" in name:
+        return None
     module, _, qualname = name.partition(":")
     return getattr(importlib.import_module(module), qualname, None)
 
@@ -240,6 +422,8 @@ def _encode_array(array: np.ndarray) -> dict[str, Any]:
 
 def _decode_array(entry: dict[str, Any]) -> np.ndarray:
     dtype = np.dtype(entry["dtype"])
+    if min(entry["shape"], default=0) < 0:
+        raise ValueError(f"There is no array of shape {entry['shape']}.")
     if dtype.kind not in "biuf":
         raise ValueError(f"The file asks for an array of {dtype}, which no model has. Do not trust this file.")
     return np.frombuffer(base64.b64decode(entry["content"]), dtype).reshape(entry["shape"]).copy()

@@ -42,6 +42,11 @@ class MultiTaskWrapper(gym.Wrapper):
         fixed_task: Any = None,
         task_key: str | None = None,
     ) -> None:
+        if not isinstance(env, gym.Env):
+            raise TypeError(
+                f"MultiTaskWrapper: env must be a gymnasium.Env, not {type(env).__name__}: {env!r:.80}. Pass gym.make(...) or "
+                "an object of your class; of several environments wrap each by itself."
+            )
         super().__init__(env)
         check_is_family("MultiTaskWrapper", family)
         family.check()

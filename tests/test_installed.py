@@ -40,3 +40,14 @@ def test_a_package_that_is_not_installed_has_no_extras(monkeypatch):
 
     monkeypatch.setattr(installed, "requires", missing)
     assert installed.missing_of_extras() == {}
+
+
+def test_all_packages_that_are_needed_are_listed_with_version_and_licence():
+    result = subprocess.run([sys.executable, "-m", "hipi_sb3", "--licences"], capture_output=True, text=True, check=True)
+    lines = {line.split()[0]: line.split(maxsplit=2)[1:] for line in result.stdout.splitlines()}
+    assert {"hipi-sb3", "stable-baselines3", "sb3-contrib", "gymnasium", "torch", "numpy"} <= lines.keys()
+    assert {"sympy", "mpmath"} <= lines.keys()  # what torch needs, and what that needs
+    for name, (number, licence) in lines.items():
+        assert number == version(name) and licence
+    assert lines["stable-baselines3"][1] == "MIT" or "MIT" in lines["stable-baselines3"][1]
+    assert not [name for name, (_, licence) in lines.items() if licence == "unknown" and name in installed.PACKAGES]

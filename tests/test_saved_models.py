@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,7 @@ def test_a_payload_among_the_weights_does_not_run(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, stream.getvalue() if name == "policy.pth" else content)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"model holds more than tensors"):
         HIPISAC.load(tmp_path / "model", trust=True)
     assert not (tmp_path / "mark").exists()
 
@@ -207,6 +207,88 @@ def test_entries_that_no_model_has_are_refused(entry: Any, message: str, tmp_pat
     MODELS["SAC"]().save(tmp_path / "model")
     with pytest.raises((ValueError, AttributeError), match=message):
         HIPISAC.load(tampered(tmp_path / "model.zip", something={":plain:": entry}))
+
+
+@pytest.fixture
+def module_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that leaves a mark when it is imported, and the mark."""
+    (tmp_path / "stranger.py").write_text(f"from pathlib import Path; Path({str(tmp_path / 'mark')!r}).touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    return tmp_path / "mark"
+
+
+#: Each entry of all files, with values of the kinds that JSON has: a text above all, which names a module.
+TEXT = "stranger:Env-v0"
+STRANGE = [TEXT, "stranger", ["stranger:Env-v0"], {"stranger": 1}, {":plain:": {"class": "stranger:Env"}}]
+STRANGE += [{":plain:": {"object": {"class": "stranger:Env", "state": {"dict": {}}}}}, {":plain:": {"space": TEXT}}]
+
+
+@pytest.mark.parametrize("name", ["SAC", "DQN", "BC"])
+def test_no_entry_of_any_kind_imports_a_module_that_it_names(name: str, tmp_path: Path, module_of_a_stranger: Path) -> None:
+    model = MODELS[name]()
+    model.save(tmp_path / "model")
+    original = (tmp_path / "model.zip").read_bytes()
+    keys = {*data_of(tmp_path / "model.zip"), *vars(model), *dir(type(model))}
+    assert {"env", "policy_class", "_setup_model", "device", "replay_buffer"} <= keys
+    for key in keys:
+        for value in STRANGE:
+            (tmp_path / "model.zip").write_bytes(original)
+            try:
+                type(model).load(tampered(tmp_path / "model.zip", **{key: value}), device="cpu")
+            except (ValueError, TypeError) as error:
+                assert "model.zip" in str(error) + "".join(error.__notes__ if hasattr(error, "__notes__") else [])
+            assert not module_of_a_stranger.exists(), (key, value)
+            assert "stranger" not in sys.modules
+
+
+def test_the_module_of_the_stranger_would_leave_its_mark(module_of_a_stranger: Path) -> None:
+    """The control: this is what stable-baselines3 does with an ``env`` that is a text."""
+    with pytest.raises(gym.error.Error):
+        SAC("MlpPolicy", TEXT)
+    assert module_of_a_stranger.exists()
+
+
+#: What an algorithm reads, with values of other kinds than it has.
+WRONG_KINDS: list[tuple[str, Any, str]] = [
+    ("env", TEXT, "env is 'stranger:Env-v0', but has to be nothing"),
+    ("_vec_normalize_env", TEXT, "has to be nothing"),
+    ("policy_class", "MlpPolicy", "a class of BasePolicy"),
+    ("policy_class", {":plain:": {"class": "torch.nn.modules.linear:Linear"}}, "a class of BasePolicy"),
+    ("replay_buffer_class", "HIPIReplayBuffer", "a class of ReplayBuffer or nothing"),
+    ("observation_space", TEXT, "a Space"),
+    ("action_space", [1], "a Space"),
+    ("learning_rate", TEXT, "a int or a float"),
+    ("lr_schedule", {":plain:": {"class": "torch.nn.modules.linear:Linear"}}, "Callable"),
+    ("policy_kwargs", "dict()", "a dict"),
+    ("policy_kwargs", {":plain:": {"dict": {"activation_fn": "torch.nn.ReLU"}}}, "a class of Module"),
+    ("policy_kwargs", {":plain:": {"dict": {"optimizer_class": {"class": "torch.nn.modules.linear:Linear"}}}}, "of Optimizer"),
+    ("replay_buffer_kwargs", [], "a dict"),
+    ("buffer_size", "many", "a int"),
+    ("gamma", "high", "a float"),
+    ("use_sde", "yes", "a bool"),
+    ("action_noise", "stranger", "ActionNoise"),
+    ("train_freq", "often", "a TrainFreq"),
+    ("ep_info_buffer", "x", "a deque"),
+    ("seed", "x", "a int"),
+    ("_setup_model", "x", "is a method of HIPISAC, which no file replaces"),
+    ("logger", "x", "is a method of HIPISAC"),
+    ("__class__", "x", "__class__"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG_KINDS)
+def test_an_entry_of_another_kind_is_named_with_what_it_has_to_be(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    MODELS["SAC"]().save(tmp_path / "model")
+    path = tampered(tmp_path / "model.zip", **{key: value})
+    with pytest.raises(ValueError, match=rf"model.zip, entry '{key}': .*{message}.*custom_objects=dict\({key}=..."):
+        HIPISAC.load(path)
+
+
+def test_an_entry_that_is_given_is_not_asked_of_the_file(tmp_path: Path) -> None:
+    MODELS["SAC"]().save(tmp_path / "model")
+    path = tampered(tmp_path / "model.zip", gamma="high")
+    assert HIPISAC.load(path, custom_objects={"gamma": 0.5}).gamma == 0.5
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip file"])

@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,7 +201,10 @@ class ResumableCallback(BaseCallback):
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C write a checkpoint and end the run; a second one ends it at once."""
+        """
+        Let SIGTERM and Ctrl-C write a checkpoint and end the run; a second one ends it at once. Where the signal went to the
+        processes of the environments too and they are gone, the last checkpoint it is.
+        """
 
         def stop(signal_number: int, frame: FrameType | None) -> None:
             self.stop_signal = signal_number
@@ -213,6 +217,12 @@ class ResumableCallback(BaseCallback):
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
+        except (EOFError, ConnectionError):
+            time.sleep(0.5)  # they may have got it a little earlier
+            if self.stop_signal is None:
+                raise
+            saved = checkpoints(self.folder)
+            raise RunStopped(self.stop_signal, int(saved[-1].name) if saved else 0) from None
         finally:
             restore()
 

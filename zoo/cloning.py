@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
-import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from hipi_sb3 import HIPIBC, TrajectoryDataset
+from hipi_sb3.saved_models import read_tensors
 from zoo.checkpoints import ResumableCallback, RunStopped, read_state
 
 
@@ -71,7 +71,7 @@ class CloningCheckpoints(ResumableCallback):
     def _on_training_start(self) -> None:
         if self.resumed is not None:
             path = self.resumed / "cloning.pt"
-            state = th.load(path, map_location=self.model.device, weights_only=True)
+            state = read_tensors(path, self.model.device)
             self.model._restore(state, self.locals["fingerprint"], path)
             self._last = self.model.num_timesteps
 

@@ -70,6 +70,17 @@ KEY_TO_MODULE: dict[str, tuple[Any, type]] = {
     "torch.optim": (th.optim, th.optim.Optimizer),
 }
 
+#: Classes that a run folder of rl_zoo3 may name by a tag, ``!!python/name:torch.nn.modules.activation.ReLU``, by the module
+#: and name that Python gives them: nothing is imported to find them.
+KEY_TO_NAME: dict[str, type] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind
+    for kind in (
+        *(th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.LeakyReLU, th.nn.SiLU, th.nn.GELU, th.nn.SELU, th.nn.Mish, th.nn.Sigmoid),
+        *(th.nn.Softplus, th.nn.Hardtanh, th.nn.Identity, th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop),
+        *(RMSpropTFLike, HIPIReplayBuffer, HerReplayBuffer, ReplayBuffer, DictReplayBuffer),
+    )
+}
+
 #: What a configuration names by the path of its class, and of which kind that has to be.
 KEY_TO_KIND: dict[str, type] = {
     "env_wrapper": gym.Wrapper,
@@ -90,6 +101,13 @@ def _ordered_dict(loader: yaml.SafeLoader, node: yaml.Node) -> OrderedDict[Any, 
     return OrderedDict(pairs)
 
 
+def _known_class(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> type:
+    if name not in KEY_TO_NAME or getattr(node, "value", None) != "":
+        raise yaml.constructor.ConstructorError(None, None, f"no class that is known: '{node.tag}'", node.start_mark)
+    return KEY_TO_NAME[name]
+
+
+DataLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", _known_class)
 DataLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ordered_dict)
 DataLoader.add_constructor(
     "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))

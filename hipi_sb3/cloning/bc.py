@@ -1,6 +1,5 @@
 """HIPI-BC: behaviour cloning on relabeled trajectories, offline (``fit``) and online (``learn``)."""
 
-import os
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,12 +21,16 @@ from hipi_sb3.cloning.minibatches import Minibatch, minibatches, updates_per_epo
 from hipi_sb3.cloning.policy import TaskConditionedBCPolicy
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.experience.layout import each, gather
+from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.posterior import sample_rows
 from hipi_sb3.relabel.strategies import Strategy
-from hipi_sb3.saved_models import PlainFiles
+from hipi_sb3.saved_models import PlainFiles, read_tensors
 
 SelfHIPIBC = TypeVar("SelfHIPIBC", bound="HIPIBC")
+
+#: What a checkpoint of fit holds.
+_CHECKPOINT = ("parameters", "num_timesteps", "n_updates", "seed", "fingerprint", "torch_rng")
 
 
 class HIPIBC(PlainFiles, OffPolicyAlgorithm):
@@ -231,6 +234,11 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
         :raises ValueError: when the spaces are not those of the data set, it holds NaN or the checkpoint belongs to another
             training
         """
+        if not isinstance(dataset, TrajectoryDataset):
+            raise TypeError(
+                f"HIPIBC.fit: dataset must be a TrajectoryDataset, not {type(dataset).__name__}: {dataset!r:.80}. Make one "
+                "with TrajectoryDataset.load(path, family) or TrajectoryDataset.from_arrays(family, observations, ...)."
+            )
         self._take_spaces(dataset)
         if not self._custom_logger:
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, tb_log_name)
@@ -385,21 +393,18 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
 
     def _write_checkpoint(self, path: Path, seed: int, fingerprint: int) -> None:
         """Write a checkpoint that is complete or as it was before, whenever the process is killed."""
-        state = {
-            "parameters": self.get_parameters(),
-            "num_timesteps": self.num_timesteps,
-            "n_updates": self._n_updates,
-            "seed": seed,
-            "fingerprint": fingerprint,
-            "torch_rng": th.get_rng_state(),
-        }
+        values = (self.get_parameters(), self.num_timesteps, self._n_updates, seed, fingerprint, th.get_rng_state())
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        th.save(state, temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            th.save(dict(zip(_CHECKPOINT, values, strict=True)), temporary)
 
     def _read_checkpoint(self, path: Path) -> dict[str, Any] | None:
-        return th.load(path, map_location=self.device, weights_only=True) if path.is_file() else None
+        if not path.is_file():
+            return None
+        state = read_tensors(path, self.device)
+        if not isinstance(state, dict) or tuple(state) != _CHECKPOINT:
+            raise ValueError(f"{path} is no checkpoint that fit wrote. Delete it to start anew, or give another file.")
+        return state
 
     def _restore(self, state: dict[str, Any], fingerprint: int, path: Path) -> None:
         if state["fingerprint"] != fingerprint:

@@ -14,6 +14,7 @@ import numpy as np
 
 from hipi_sb3.cloning.arrays import show_progress
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
+from hipi_sb3.given import check_number
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates
 from hipi_sb3.relabel.defaults import default_candidates
@@ -185,6 +186,10 @@ class TrajectoryLabeler:
             lookup("strategy for trajectories", strategy, {**valid, TOP_K: HIPI})
         lookup("kind of returns", returns, dict.fromkeys(RETURNS))
         check_candidates(candidates, n_candidate_tasks)
+        check_number("n_labels", n_labels, whole=True)
+        check_number("top_fraction", top_fraction)
+        if segment_length is not None:
+            check_number("segment_length", segment_length, whole=True)
         if n_labels < 1:
             raise ValueError(f"n_labels must be at least 1, not {n_labels}.")
         if segment_length is not None and segment_length < 1:

@@ -31,16 +31,24 @@ def read_logged(
     :raises ValueError: as there
     """
     given = {
-        "observations": _numbers(observations),
-        "actions": _numbers(actions),
-        "episodes": np.asarray(episodes),
-        "next_observations": _numbers(next_observations),
-        "rewards": _numbers(rewards),
-        "features": _numbers(features),
-        "terminated": None if terminated is None else np.asarray(terminated, dtype=bool),
-        "tasks": _numbers(tasks),
+        "observations": _numbers("observations", observations),
+        "actions": _numbers("actions", actions),
+        "episodes": _array("episodes", episodes),
+        "next_observations": _numbers("next_observations", next_observations),
+        "rewards": _numbers("rewards", rewards),
+        "features": _numbers("features", features),
+        "terminated": None if terminated is None else _numbers("terminated", terminated).astype(bool),
+        "tasks": _numbers("tasks", tasks),
     }
     steps = {name: array for name, array in given.items() if array is not None}
+    for name in ("observations", "actions"):
+        if name not in steps:
+            raise ValueError(f"from_arrays: there are no {name}. Pass {name}=..., one row a step.")
+    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
+        if not isinstance(space, spaces.Space | None):
+            raise TypeError(
+                f"from_arrays: {name} must be a space, such as Box(...), not {type(space).__name__}: {space!r:.80}."
+            )
     n_steps = len(steps["observations"])
     for name, array in steps.items():
         if len(array) != n_steps:
@@ -80,11 +88,25 @@ def read_logged(
     }
 
 
-def _numbers(values: Any) -> Any:
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"from_arrays: {name} cannot be read as an array: {error}") from error
+    if array.ndim == 0:
+        raise ValueError(
+            f"from_arrays: {name} must have one row a step, but {values!r:.80} has none. Pass an array or a list."
+        )
+    return array
+
+
+def _numbers(name: str, values: Any) -> Any:
     """An array as the networks read it: float32, or whole numbers as they are."""
     if values is None:
         return None
-    array = np.asarray(values)
+    array = _array(name, values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"from_arrays: {name} must be numbers, not {array.dtype}. Convert them, or leave them out.")
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 

@@ -1,15 +1,19 @@
 """The policy of HIPI-BC: pi(a | s, psi), with SAC's actor or a categorical."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.dqn.policies import QNetwork
 from stable_baselines3.sac.policies import Actor
 from torch import nn
+
+from hipi_sb3.saved_models import NotPlain, decode, encode, read_tensors
 
 #: Scaled actions are cloned inside these bounds: tanh reaches its limits nowhere, and the likelihood of an action on the bound
 #: would be all that counts.
@@ -109,9 +113,50 @@ class TaskConditionedBCPolicy(BasePolicy):
             "net_arch": self.net_arch,
             "activation_fn": self.activation_fn,
             "log_std_min": self.log_std_min,
-            "lr_schedule": self._dummy_schedule,
+            "lr_schedule": ConstantSchedule(0.0),
             "features_extractor_class": self.features_extractor_class,
             "features_extractor_kwargs": self.features_extractor_kwargs,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+    def save(self, path: str | Path) -> None:
+        """
+        Save the policy: tensors and plain values. Only with a class of your own among its arguments is it pickled, as
+        stable-baselines3 does.
+
+        :param path: file
+        """
+        try:
+            plain = encode(self._get_constructor_parameters())
+        except NotPlain:
+            super().save(path)  # type: ignore[arg-type]
+        else:
+            th.save({"state_dict": self.state_dict(), "plain": plain}, path)
+
+    @classmethod
+    def load(cls, path: str | Path, device: th.device | str = "auto", trust: bool = False) -> Self:
+        """
+        Load a policy.
+
+        :param path: file
+        :param device: PyTorch device
+        :param trust: whether to unpickle what is pickled in the file, which runs whatever code its writer put there
+        :return: the policy
+        :raises ValueError: when it is pickled and not trusted, or damaged
+        """
+        try:
+            saved = read_tensors(path, get_device(device))
+        except ValueError as error:
+            if trust:
+                return super().load(path, device)  # type: ignore[arg-type]
+            raise ValueError(
+                f"{error} Reading pickled objects runs whatever code their writer put there; an earlier version wrote them, "
+                "and a policy with a class of yours has them. If you know where the file comes from, pass trust=True."
+            ) from error
+        try:
+            policy = cls(**decode(saved["plain"]))
+            policy.load_state_dict(saved["state_dict"])
+        except Exception as error:  # whatever the constructor says to such arguments
+            raise ValueError(f"{path} is no {cls.__name__} as save wrote it: {error}") from error
+        return policy.to(get_device(device))

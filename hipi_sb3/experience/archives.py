@@ -4,7 +4,9 @@ import math
 import re
 import stat
 import zipfile
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -60,6 +62,19 @@ def check_archive(archive: zipfile.ZipFile, path: Any) -> None:
         )
 
 
+def check_torch_file(file: IO[bytes], path: Any) -> None:
+    """
+    Look at a file of ``torch.save`` before torch reads it: it is an archive, whose entries torch would unpack.
+
+    :param file: the file, or a stream of it
+    :param path: its path, for the error
+    :raises ValueError: as :func:`check_archive`
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            check_archive(archive, path)
+
+
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """
     Read an ``.npz`` file.
@@ -92,7 +107,7 @@ def read_npz_stream(file: Any, path: Any) -> dict[str, np.ndarray]:
                     check_header(member, entry.file_size, where)
                     member.seek(0)
                     arrays[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:  # RuntimeError: encrypted, or an unknown method
         raise ValueError(f"{path} is no whole .npz file ({error}).") from error
     return arrays
 
@@ -125,7 +140,7 @@ def check_header(file: IO[bytes], size: int, where: str) -> None:
         version = np.lib.format.read_magic(file)
         shape, _, dtype = _READERS[version](file)
         expected = math.prod(shape) * dtype.itemsize
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where} is no .npy file: {' '.join(str(error).split())[:200]}") from error
     if dtype.hasobject:
         raise ValueError(

@@ -1,13 +1,15 @@
 """SAC's update, the same numbers in less time."""
 
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
+from stable_baselines3.sac.policies import SACPolicy
 
-from hipi_sb3.networks.layers import Layers, is_flat
+from hipi_sb3.networks.layers import Layers, is_plain
 from hipi_sb3.networks.policy_sample import PolicySample
 from hipi_sb3.networks.update_graph import Samples, UpdateGraph, tensors_of
 
@@ -30,7 +32,8 @@ class FastSAC(SAC):
     - losses are read back when they are logged, not in every step, which on a GPU would wait for it.
 
     Where one of these would change the result (a learned or shared feature extractor, gSDE, another optimiser, layers that
-    :class:`~hipi_sb3.networks.layers.Layers` does not know), the update of stable-baselines3 runs as it is.
+    :class:`~hipi_sb3.networks.layers.Layers` does not know, an extractor, actor or critic of a class of yours), the update of
+    stable-baselines3 runs as it is.
     """
 
     #: Whether to record the update as a CUDA graph after the first ones and to replay it from then on, see
@@ -44,11 +47,9 @@ class FastSAC(SAC):
     def _setup_model(self) -> None:
         super()._setup_model()
         optimizers = [self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer]
-        networks = [self.actor.latent_pi, *self.critic.q_networks]
         self._is_fast = (
             not self.use_sde
-            and all(is_flat(network.features_extractor) for network in (self.actor, self.critic, self.critic_target))
-            and all(Layers.knows(network) for network in networks)
+            and is_plain(self.actor, self.critic, self.critic_target)
             and all(is_plain_adam(optimizer) for optimizer in optimizers if optimizer is not None)
         )
         if self._is_fast:
@@ -188,7 +189,8 @@ class FastSAC(SAC):
         :param deterministic: the mean action instead of a sample
         :return: action, or a batch of them, and ``state``
         """
-        if not self._is_fast or isinstance(observation, tuple):  # what reset() returned: SAC says what is wrong
+        # What reset() returned is a tuple: SAC says what is wrong.
+        if not self._is_fast or isinstance(observation, tuple) or not _predicts_as_sac(type(self.policy)):
             return super().predict(observation, state, episode_start, deterministic)
         with th.no_grad():
             tensors, is_batch = self.policy.obs_to_tensor(observation)
@@ -205,6 +207,12 @@ class FastSAC(SAC):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_losses", *_OF_RECORDING]
+
+
+@cache
+def _predicts_as_sac(policy: type) -> bool:
+    """Whether a class of policies has SAC's own way from observations to actions."""
+    return all(getattr(policy, name) is getattr(SACPolicy, name) for name in ("predict", "_predict", "forward"))
 
 
 def is_plain_adam(optimizer: th.optim.Optimizer) -> bool:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.policies import ContinuousCritic
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
+from stable_baselines3.sac.policies import Actor
 from torch import nn
 
 from hipi_sb3.networks.products import affine, product
@@ -72,6 +74,8 @@ class Layers:
         :param layers: layers
         :return: whether they are
         """
+        if isinstance(layers, nn.Module) and type(layers) is not nn.Sequential:
+            return False  # it may do anything between its layers
         return all(type(layer) in ACTIVATIONS or (type(layer) is nn.Linear and layer.bias is not None) for layer in layers)
 
     def __call__(self, values: Any) -> Any:
@@ -131,11 +135,31 @@ class Layers:
 
 def is_flat(extractor: nn.Module) -> bool:
     """
-    Whether a feature extractor of stable-baselines3 only flattens and concatenates.
+    Whether a feature extractor is one of stable-baselines3 that only flattens and concatenates. What is derived from one may
+    do anything else before or after.
 
     :param extractor: feature extractor
     :return: whether it does
     """
-    if isinstance(extractor, CombinedExtractor):
+    if type(extractor) is CombinedExtractor:
         return all(type(part) is nn.Flatten for part in extractor.extractors.values())
     return type(extractor) is FlattenExtractor
+
+
+def is_plain(actor: Any, *critics: Any) -> bool:
+    """
+    Whether networks are those of stable-baselines3's SAC, and small ones: known layers over flat observations. A class that is
+    derived from one of them may do anything else, and is not.
+
+    :param actor: actor
+    :param critics: critics
+    :return: whether they are
+    """
+    return (
+        type(actor) is Actor
+        and not actor.use_sde
+        and all(type(critic) is ContinuousCritic for critic in critics)
+        and all(is_flat(network.features_extractor) for network in (actor, *critics))
+        and all(map(Layers.knows, [actor.latent_pi, [actor.mu, actor.log_std]]))
+        and all(Layers.knows(network) for critic in critics for network in critic.q_networks)
+    )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hipi_sb3.given import check_count
+from hipi_sb3.given import check_count, check_number
 from hipi_sb3.names import lookup
 from hipi_sb3.tasks.family import TaskFamily
 
@@ -163,8 +163,14 @@ def check_candidates(candidates: str | Mapping[str, float] | None, n_tasks: int)
     check_count("n_candidate_tasks", n_tasks, 1)
     if candidates is None:
         return
+    if not isinstance(candidates, str | Mapping):
+        raise TypeError(
+            f"candidates must be the name of a source or shares of several, such as {{'batch': 0.5, 'prior': 0.5}}, not "
+            f"{type(candidates).__name__}: {candidates!r:.80}."
+        )
     shares = {candidates: 1.0} if isinstance(candidates, str) else dict(candidates)
-    for key in shares:
+    for key, share in shares.items():
+        check_number(f"The share of {key!r} in candidates", share)
         lookup("candidate source", key, {**KEY_TO_SOURCE, ALL: drawn_from_prior})
     if len(shares) > 1 and ALL in shares:
         raise ValueError(f"candidates='all' holds every task already and cannot be mixed, but the shares are {shares}.")

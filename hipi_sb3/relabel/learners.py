@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from hipi_sb3.experience.layout import TaskLayout, each
-from hipi_sb3.networks.layers import Layers, PairInputs, is_flat
+from hipi_sb3.networks.layers import Layers, PairInputs, is_plain
 from hipi_sb3.networks.policy_sample import PolicySample
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
@@ -239,9 +239,7 @@ class SACLearner(Learner):
 
     @cached_property
     def _is_plain(self) -> bool:
-        actor, critic = self.model.actor, self.model.critic
-        extractors, networks = [actor.features_extractor, critic.features_extractor], [actor.latent_pi, *critic.q_networks]
-        return not actor.use_sde and all(map(is_flat, extractors)) and all(map(Layers.knows, networks))
+        return is_plain(self.model.actor, self.model.critic, self.model.critic_target)
 
     def _flatten(self, observations: TensorObs) -> th.Tensor:
         return self.model.actor.extract_features(observations, self.model.actor.features_extractor)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from hipi_sb3.given import as_scores, numbers, of_tasks
+from hipi_sb3.given import as_scores, check_number, numbers, of_tasks
 from hipi_sb3.relabel.log_partition import LogPartition
 
 #: Smallest temperature that is divided by: "T = 0 is the argmax" is reached in the limit, without a case of its own.
@@ -107,8 +107,10 @@ class TaskInference:
                     "temperature must be a number >= 0, 'auto', 'spread:x' with x >= 0 spreads of the scores or 'ess:n' with "
                     f"n >= 1 effective tasks, not {temperature!r}."
                 )
-        elif not temperature >= 0:
-            raise ValueError(f"temperature must not be negative, but it is {temperature}.")
+        else:
+            check_number("temperature (a number, 'auto', 'spread:x' or 'ess:n')", temperature)
+            if not temperature >= 0:
+                raise ValueError(f"temperature must not be negative, but it is {temperature}.")
 
     @property
     def fixed_temperature(self) -> float | None:

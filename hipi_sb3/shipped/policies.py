@@ -6,6 +6,7 @@ those that are here.
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 from hipi_sb3.cloning.policy import TaskConditionedBCPolicy
+from hipi_sb3.experience.archives import read_npz_stream
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.names import lookup
 
@@ -47,6 +49,10 @@ class PretrainedPolicy(TaskConditionedBCPolicy):
         self.activation = activation
         self.card = card or {}
         self.set_training_mode(False)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        names = ("observation_space", "action_space", "net_arch", "activation", "card")
+        return {name: getattr(self, name) for name in names}
 
     def write(self, folder: str | Path, name: str) -> Path:
         """
@@ -92,6 +98,12 @@ def pretrained(env_id: str, folder: str | Path | None = None, device: str = "aut
             f"{path} is missing, damaged, or of another policy than {card_path.name} says: their checksums differ. Restore "
             "both files, or write them again with zoo/export.py."
         )
+    with open(path, "rb") as file:
+        arrays = read_npz_stream(file, path)
+    if math.prod(architecture["net_arch"]) > math.prod(array.size for array in arrays.values() if array.ndim == 2):
+        raise ValueError(
+            f"{card_path} has layers of {architecture['net_arch']} units, but {path.name} has not: it is not read."
+        )
     policy = PretrainedPolicy(
         space_from_json(architecture["observation_space"]),
         space_from_json(architecture["action_space"]),
@@ -99,8 +111,7 @@ def pretrained(env_id: str, folder: str | Path | None = None, device: str = "aut
         architecture["activation"],
         card,
     )
-    with np.load(path, allow_pickle=False) as arrays:
-        policy.load_state_dict({key: th.as_tensor(arrays[key]) for key in arrays.files})
+    policy.load_state_dict({key: th.as_tensor(array) for key, array in arrays.items()})
     return policy.to("cuda" if device == "auto" and th.cuda.is_available() else "cpu" if device == "auto" else device)
 
 

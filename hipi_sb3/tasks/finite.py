@@ -7,7 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.tasks.family import FeatureFn, TaskFamily
+from hipi_sb3.given import check_functions, numbers
+from hipi_sb3.tasks.family import FeatureFn, TaskFamily, check_is_family
 from hipi_sb3.tasks.task_set import OneHotState, one_hot_tasks
 
 
@@ -34,6 +35,9 @@ class DiscreteTasks(OneHotState, TaskFamily):
         success: Sequence[Callable[[np.ndarray], np.ndarray]] | None = None,
         prior: Sequence[float] | np.ndarray | None = None,
     ) -> None:
+        for name, functions in (("rewards", rewards), ("terminated", terminated), ("success", success)):
+            if name == "rewards" or functions is not None:
+                check_functions(f"DiscreteTasks: {name}", functions)
         n_tasks = len(rewards)
         super().__init__(_one_hot_space(n_tasks), feature_dim, tasks=one_hot_tasks(n_tasks))
         for name, functions in (("terminated", terminated), ("success", success)):
@@ -82,7 +86,11 @@ class FiniteTasks(OneHotState, TaskFamily):
     def __init__(
         self, family: TaskFamily, parameters: Sequence[Any] | np.ndarray, prior: Sequence[float] | np.ndarray | None = None
     ) -> None:
+        check_is_family("FiniteTasks", family)
         self.family = family
+        numbers("FiniteTasks: parameters", parameters, "n_tasks", "task_dim")
+        if len(parameters) == 0:
+            raise ValueError("FiniteTasks: parameters must hold at least one task of the inner family, but there is none.")
         self.parameters = np.stack([family.check_task(parameter) for parameter in parameters])
         n_tasks = len(self.parameters)
         super().__init__(_one_hot_space(n_tasks), family.feature_dim, tasks=one_hot_tasks(n_tasks))
@@ -122,7 +130,7 @@ def _log_prior_values(prior: Sequence[float] | np.ndarray | None, n_tasks: int) 
     """Log-probability of each task of a finite family, (n_tasks,)."""
     if prior is None:
         return np.full(n_tasks, -np.log(n_tasks))
-    prior = np.asarray(prior, dtype=np.float64)
+    prior = numbers("prior", prior)
     if prior.shape != (n_tasks,) or np.any(prior <= 0) or not np.isclose(prior.sum(), 1.0):
         raise ValueError(f"prior must be {n_tasks} positive numbers that sum to 1, not {prior}.")
     return np.log(prior / prior.sum())

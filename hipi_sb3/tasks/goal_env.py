@@ -50,6 +50,7 @@ class GoalEnvTasks(TaskFamily):
     :param env: the environment, an ``EnvSpec`` of it, or where its functions can be called
     :param info_keys: what ``compute_reward`` reads of ``info``; found by trying if None
     :param observation_space: space of the observations as they are stored, where wrappers moved the channels of images
+    :raises TypeError: when it is no environment, but a pickle of one, for example
     :raises ValueError: when it is no GoalEnv, can be made no second time, or its functions do not answer as they should
     """
 
@@ -63,6 +64,11 @@ class GoalEnvTasks(TaskFamily):
         info_keys: Sequence[str] | None = None,
         observation_space: Any = None,
     ) -> None:
+        if not isinstance(env, gym.Env | EnvSpec | RewardSource):
+            raise TypeError(
+                f"GoalEnvTasks: env must be an environment or the EnvSpec of one, not {type(env).__name__}. A pickle is not "
+                "read, because it can run any code: if you know where it comes from, pass pickle.loads(it)."
+            )
         if isinstance(env, gym.Env):
             env = source_of_env(env)
         self._source = PrivateInstance(env) if isinstance(env, EnvSpec) else env

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from hipi_sb3.given import check_number, numbers
 from hipi_sb3.tasks.family import FeatureFn, TaskFamily, vector_box
 
 #: Reward of a goal that is not reached, and of one that is.
@@ -75,6 +76,7 @@ class GoalReaching(_Reaching):
     ) -> None:
         goal_space = vector_box(low, high)
         super().__init__(goal_space, goal_space.shape[0], prior_space=None if prior is None else vector_box(*prior))
+        check_number(f"{type(self).__name__}: radius", radius)
         if not radius > 0:
             raise ValueError(f"{type(self).__name__}: radius must be positive, not {radius}.")
         self.radius = float(radius)
@@ -113,8 +115,10 @@ class GoalMargin(_Reaching):
         terminate: bool = True,
         prior: tuple[Any, Any] | None = None,
     ) -> None:
+        check_number("GoalMargin: max_tolerance", max_tolerance)
         if not max_tolerance > 0:
             raise ValueError(f"GoalMargin: max_tolerance must be positive, not {max_tolerance}.")
+        low, high = numbers("low", low), numbers("high", high)
         self.goal_dim = np.size(low)
 
         def with_tolerance(low: Any, high: Any) -> spaces.Box:
@@ -147,9 +151,10 @@ def _squared_distance(features: np.ndarray, goals: np.ndarray) -> np.ndarray:
 def _position(position: Sequence[int] | FeatureFn | None, goal_dim: int) -> np.ndarray | FeatureFn:
     if callable(position):
         return position
-    indices = np.arange(goal_dim) if position is None else np.asarray(position, dtype=int)
-    if indices.shape != (goal_dim,):
-        raise ValueError(f"position must name {goal_dim} entries of the observation, not {indices.tolist()}.")
+    given = np.arange(goal_dim) if position is None else numbers("position", position)
+    indices = np.nan_to_num(given).astype(int)
+    if indices.shape != (goal_dim,) or (indices != given).any():
+        raise ValueError(f"position must name {goal_dim} entries of the observation, not {given.tolist()}.")
     return indices
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from hipi_sb3.given import check_number
 from hipi_sb3.tasks.family import FeatureFn, TaskFamily, vector_box
 
 
@@ -51,6 +52,8 @@ class TargetVelocity(TaskFamily):
         tolerance: float = 0.2,
     ) -> None:
         super().__init__(vector_box([low], [high]), feature_dim=2)
+        for name, value in (("action_cost", action_cost), ("tolerance", tolerance)):
+            check_number(f"TargetVelocity: {name}", value)
         self.velocity = velocity
         self.action_cost = float(action_cost)
         self.tolerance = float(tolerance)

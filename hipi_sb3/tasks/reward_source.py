@@ -1,11 +1,12 @@
 """Where the functions of a GoalEnv are called: in an instance of our own, or else in the environment that is trained in."""
 
 import copy
+import hashlib
 import pickle
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -65,11 +66,11 @@ class PrivateInstance(RewardSource):
     """
     An instance of our own: its functions run in this process, and it may be reset.
 
-    :param recipe: how to make one: its spec, its pickle, or the instance itself, which cannot be saved
+    :param recipe: how to make one: its spec, its :class:`Pickle`, or the instance itself, which cannot be saved
     """
 
-    def __init__(self, recipe: EnvSpec | bytes | gym.Env) -> None:
-        self._recipe: EnvSpec | bytes | None = None if isinstance(recipe, gym.Env) else recipe
+    def __init__(self, recipe: "EnvSpec | Pickle | gym.Env") -> None:
+        self._recipe: EnvSpec | Pickle | None = None if isinstance(recipe, gym.Env) else recipe
         self._env: Any = recipe if isinstance(recipe, gym.Env) else None
         super().__init__(self.env.observation_space)
 
@@ -79,8 +80,8 @@ class PrivateInstance(RewardSource):
         if self._env is None:
             if self._recipe is None:
                 raise RuntimeError(_LOST)
-            if isinstance(self._recipe, bytes):
-                self._env = pickle.loads(self._recipe).unwrapped
+            if isinstance(self._recipe, Pickle):
+                self._env = self._recipe.load().unwrapped
             else:
                 spec = copy.deepcopy(self._recipe)
                 spec.kwargs.pop("render_mode", None)
@@ -93,7 +94,9 @@ class PrivateInstance(RewardSource):
 
     @property
     def is_there(self) -> bool:
-        return self._env is not None or self._recipe is not None
+        return self._env is not None or (
+            self._recipe.is_ours if isinstance(self._recipe, Pickle) else self._recipe is not None
+        )
 
     def has(self, name: str) -> bool:
         return callable(getattr(self.env, name, None))
@@ -104,6 +107,39 @@ class PrivateInstance(RewardSource):
     def __getstate__(self) -> dict[str, Any]:
         """State without the instance."""
         return {**self.__dict__, "_env": None}
+
+
+class Pickle:
+    """
+    An environment, pickled. It is made from the environment, never from bytes, and only what this process has pickled itself
+    is unpickled: one that comes out of a file is not.
+
+    :param env: the environment
+    """
+
+    _ours: ClassVar[set[bytes]] = set()
+
+    def __init__(self, env: gym.Env) -> None:
+        if not isinstance(env, gym.Env):
+            raise TypeError(f"Only an environment is pickled here, not {type(env).__name__}.")
+        self._content = pickle.dumps(env)
+        self._ours.add(hashlib.sha256(self._content).digest())
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process has pickled it."""
+        return hashlib.sha256(self._content).digest() in self._ours
+
+    def load(self) -> gym.Env:
+        """
+        Make the environment anew.
+
+        :return: the environment
+        :raises RuntimeError: when somebody else has pickled it
+        """
+        if not self.is_ours:
+            raise RuntimeError(_LOST)
+        return pickle.loads(self._content)
 
 
 class TrainingEnv(RewardSource):
@@ -208,7 +244,7 @@ def _from_spec(spec: EnvSpec | None, space: spaces.Space, tried: list[str]) -> P
 
 
 def _from_copies(env: gym.Env, tried: list[str]) -> PrivateInstance | None:
-    return _try("its pickle", lambda: PrivateInstance(pickle.dumps(env)), tried) or _try(
+    return _try("its pickle", lambda: PrivateInstance(Pickle(env)), tried) or _try(
         "a copy of it", lambda: PrivateInstance(copy.deepcopy(env)), tried
     )
 
@@ -219,7 +255,7 @@ def _over_a_pipe(vec_env: Any, tried: list[str]) -> PrivateInstance | None:
         return None
 
     def copy_of_first() -> PrivateInstance:
-        return PrivateInstance(pickle.dumps(vec_env.get_attr("unwrapped", indices=[0])[0]))  # pickled on the way as well
+        return PrivateInstance(Pickle(vec_env.get_attr("unwrapped", indices=[0])[0]))  # pickled on the way as well
 
     return _try("its pickle", copy_of_first, tried)
 

@@ -16,10 +16,19 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from walks import INNER, walks
 
-from hipi_sb3 import HIPIBC, HIPISAC, CallableTasks, GoalReaching, MultiTaskWrapper, TrajectoryDataset
+from hipi_sb3 import (
+    HIPIBC,
+    HIPISAC,
+    CallableTasks,
+    GoalReaching,
+    MultiTaskWrapper,
+    TaskConditionedBCPolicy,
+    TrajectoryDataset,
+)
 from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.cloning.labels import TrajectoryLabeler
 from hipi_sb3.cloning.minibatches import minibatches
@@ -472,6 +481,36 @@ def test_the_policy_alone_is_saved_and_loaded(tmp_path: Path) -> None:
     assert_array_equal(loaded.predict(some_obs(), deterministic=True)[0], model.predict(some_obs(), deterministic=True)[0])
     env = Monitor(make_line_walk())
     assert np.isfinite(evaluate_policy(loaded, env, 2)[0])
+
+
+class Doubled(CombinedExtractor):
+    def forward(self, observations: Any) -> th.Tensor:
+        return 2 * super().forward(observations)
+
+
+def test_a_policy_is_written_without_pickle_and_a_pickled_one_needs_trust(tmp_path: Path) -> None:
+    path, policy = tmp_path / "policy", make_model(policy_kwargs={"features_extractor_class": Doubled}).fit(walks([6])).policy
+    make_model().fit(walks([6]), n_updates=1).policy.save(path)
+    th.load(path, weights_only=True)
+    policy.save(path)
+    with pytest.raises(ValueError, match=r"holds more than tensors .* runs whatever code .* pass trust=True"):
+        TaskConditionedBCPolicy.load(path)
+    loaded = TaskConditionedBCPolicy.load(path, trust=True)
+    assert_array_equal(loaded.predict(some_obs(), deterministic=True)[0], policy.predict(some_obs(), deterministic=True)[0])
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"state_dict": {}, "plain": {"dict": {"net_arch": "much"}}}, [1], 3])
+def test_what_is_no_policy_is_named(content: Any, tmp_path: Path) -> None:
+    th.save(content, tmp_path / "policy")
+    with pytest.raises(ValueError, match="policy is no TaskConditionedBCPolicy as save wrote it"):
+        TaskConditionedBCPolicy.load(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("content", [{"parameters": {}}, [1], None])
+def test_what_is_no_checkpoint_of_a_training_is_named(content: Any, tmp_path: Path) -> None:
+    th.save(content, tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint is no checkpoint that fit wrote. Delete it"):
+        make_model().fit(walks([6]), n_updates=1, checkpoint=tmp_path / "checkpoint")
 
 
 def test_stochastic_actions_of_both_kinds_are_those_of_the_distribution() -> None:

@@ -21,7 +21,7 @@ from hipi_sb3.networks.layers import Layers
 
 def trained(algorithm: type[SAC], n_updates: int = 100, flatten: bool = False, **kwargs: Any) -> SAC:
     model = algorithm(
-        "MlpPolicy" if flatten else "MultiInputPolicy",
+        kwargs.pop("policy", "MlpPolicy" if flatten else "MultiInputPolicy"),
         make_line_walk(flatten=flatten),
         replay_buffer_class=HIPIReplayBuffer,
         learning_starts=10,

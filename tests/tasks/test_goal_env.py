@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
+from hipi_sb3.tasks.reward_source import Pickle, PrivateInstance
 
 QUICK = {"learning_starts": 60, "batch_size": 32, "buffer_size": 1000, "policy_kwargs": {"net_arch": [16]}, "seed": 0}
 
@@ -131,6 +132,36 @@ def test_it_uses_a_private_instance_and_pickles_how_to_make_one():
     features, tasks, _ = reached_pairs()
     assert_array_equal(copy.reward(features, tasks), family.reward(features, tasks))
     assert copy._source.env is not family._source.env and family._source.env is not env.unwrapped
+
+
+class Marker:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return type(self.mark).touch, (self.mark,)
+
+
+def test_bytes_from_outside_are_not_unpickled(tmp_path):
+    content = pickle.dumps(Marker(tmp_path / "mark"))
+    with pytest.raises(TypeError, match=r"an environment or the EnvSpec of one, not bytes.* pass pickle.loads\(it\)"):
+        GoalEnvTasks(content)
+    for make in (PrivateInstance, Pickle):
+        with pytest.raises((TypeError, AttributeError)):
+            make(content)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_pickle_of_another_process_is_not_loaded(monkeypatch):
+    family = GoalEnvTasks(Line())  # without a spec
+    copy = pickle.loads(pickle.dumps(family))
+    monkeypatch.setattr(Pickle, "_ours", set())  # as another process has it
+    features, tasks, _ = reached_pairs()
+    with pytest.raises(RuntimeError, match=r"could not be saved.*buffer.attach\(model\)"):
+        copy.reward(features, tasks)
+    assert not copy._source.is_there
+    copy.revive(family)
+    assert_array_equal(copy.reward(features, tasks), family.reward(features, tasks))
 
 
 def test_what_cannot_be_relabeled_is_refused_with_the_reason():

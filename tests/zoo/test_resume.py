@@ -180,6 +180,29 @@ def test_a_signal_writes_a_checkpoint_and_names_the_command_to_resume(main, tmp_
     assert "hipi_sac on SlowWalk-v0 after 240 steps" in main(*command.split()[2:])
 
 
+def living_processes(session):
+    listed = subprocess.run(["ps", "-eo", "sid=,stat="], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [stat for number, stat in map(str.split, listed) if int(number) == session and stat[0] not in "ZX"]
+
+
+def test_a_signal_to_the_environments_too_names_the_command_to_resume_from_the_last_checkpoint(main, tmp_path):
+    """As a scheduler sends it, to all processes: those of the environments are gone before a checkpoint can be written."""
+    run_folder = tmp_path / "logs/hipi_sac/SlowWalk-v0_1"
+    process = start(tmp_path, *ENV, *FEW, "--vec-env", "subproc", *NET, step_seconds=0.01)
+    wait_for(lambda: checkpoints(run_folder / "checkpoints"), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    output = (tmp_path / "output.txt").read_text()
+    command = "python zoo/train.py --resume logs/hipi_sac/SlowWalk-v0_1"
+    stopped = f"Stopped by SIGTERM after {_last_step(run_folder)} steps. To go on: {command}"
+    assert stopped in output and "Traceback" not in output.rpartition(stopped)[2]
+    end = time.monotonic() + 20
+    while living_processes(process.pid):
+        assert time.monotonic() < end, "processes are left"
+        time.sleep(0.1)
+    assert "hipi_sac on SlowWalk-v0 after 240 steps" in main(*command.split()[2:])
+
+
 class Killed(BaseException):
     """Ends a run in this process where SIGKILL would end the process."""
 

@@ -17,6 +17,7 @@ require("rl_zoo3")
 
 import torch as th
 from rl_zoo3.utils import SimpleLinearSchedule
+from stable_baselines3 import HerReplayBuffer
 
 from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.experience.files import checksum
@@ -310,6 +311,48 @@ def test_rl_zoo3s_tags_are_data(tmp_path):
         "  - - train_freq\n    - !!python/tuple\n      - 1\n      - episode\n"
     )
     assert read_yaml(path) == {"batch_size": 64, "train_freq": (1, "episode")}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torch.nn.modules.activation.ReLU", th.nn.ReLU),
+        ("torch.optim.adam.Adam", th.optim.Adam),
+        ("stable_baselines3.her.her_replay_buffer.HerReplayBuffer", HerReplayBuffer),
+    ],
+)
+def test_a_known_class_may_be_named_by_rl_zoo3s_tag(tmp_path, name, expected):
+    path = tmp_path / "config.yml"
+    text = yaml.dump({"policy_kwargs": {"activation_fn": expected}})
+    assert f"!!python/name:{name} ''" in text
+    path.write_text(text)
+    read = read_yaml(path)
+    assert read == {"policy_kwargs": {"activation_fn": expected}}
+    write_yaml(path, read)
+    assert evaluated(yaml.safe_load(path.read_text())["policy_kwargs"], "policy_kwargs") == read["policy_kwargs"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "torch.load",
+        "torch.nn.ReLU",
+        "torch.nn.modules.activation.os",
+        "subprocess.Popen",
+        "builtins.eval",
+        "evil.A",
+    ],
+)
+def test_no_other_name_is_looked_up(tmp_path, monkeypatch, name):
+    (tmp_path / "evil.py").write_text("from pathlib import Path; Path('mark').touch(); A = int")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in (f"a: !!python/name:{name} ''", "a: !!python/name:torch.nn.modules.activation.ReLU [1]"):
+        (tmp_path / "config.yml").write_text(text)
+        with pytest.raises(ConfigurationError, match=r"config.yml, line 1: !!python/name:.* is not read"):
+            read_yaml(tmp_path / "config.yml")
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(
