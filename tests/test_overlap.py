@@ -42,7 +42,9 @@ class WatchedSAC(HIPISAC):
 
 
 def make_learner(kind=HIPISAC, vec_env=None, overlap=True, **options):
-    model = kind("MultiInputPolicy", vec_env or DummyVecEnv([make_line_walk]), policy_kwargs={"net_arch": [16]}, **OPTIONS, **options)
+    model = kind(
+        "MultiInputPolicy", vec_env or DummyVecEnv([make_line_walk]), policy_kwargs={"net_arch": [16]}, **OPTIONS, **options
+    )
     model.update_while_stepping = overlap
     return model
 
