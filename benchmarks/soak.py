@@ -25,7 +25,7 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.measuring import ROOT, parser, run  # noqa: E402
+from benchmarks.measuring import ROOT, parser, run
 
 N_BLOCKS = 20
 
