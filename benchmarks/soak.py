@@ -21,8 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from measuring import ROOT, parser, run
 from scipy import stats
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.measuring import ROOT, parser, run
 
 N_BLOCKS = 20
 
@@ -164,7 +167,8 @@ def ended(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run it."""
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=1_000_000, help="environment steps of the long run")
     options.add_argument("--checkpoint-freq", type=int, default=2000, help="steps between two checkpoints")
@@ -173,3 +177,7 @@ if __name__ == "__main__":
     if arguments.quick:
         arguments.steps, arguments.checkpoint_freq, arguments.every = 3000, 500, 0.1
     run("soak.py", arguments, lambda: {"endings": {name: ended(name, arguments) for name in ENDINGS}, **long_run(arguments)})
+
+
+if __name__ == "__main__":
+    main()

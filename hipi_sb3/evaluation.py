@@ -140,10 +140,13 @@ def evaluate_tasks(
     if not vec_env.has_attr("task_family"):
         raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
     family: TaskFamily = vec_env.get_attr("task_family", indices=[0])[0]
-    numbers("tasks", tasks, "n_tasks", "task_dim")
     check_number("n_episodes", n_episodes, whole=True)
-    if len(tasks) == 0 or n_episodes < 1:
-        raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not {len(tasks)} and {n_episodes}.")
+    given = numbers("tasks", tasks)
+    if given.size == 0 or n_episodes < 1:
+        raise ValueError(
+            f"evaluate_tasks: needs at least one task and one episode, not {len(given) if given.ndim else 0} and {n_episodes}."
+        )
+    numbers("tasks", given, "n_tasks", "task_dim")
     tasks = np.stack([family.check_task(task) for task in tasks])
     if seed is not None:
         vec_env.seed(seed)

@@ -32,7 +32,7 @@ KEYS = {
 }
 
 #: Tables of learning, and what needs more than this checkout: SBX, another checkout, Ray.
-LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env", "gpu_limit", "paper_suite"]
+LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env", "gpu_limit", "paper_suite", "soak"]
 
 
 # Importing takes longer than tiny sizes do, so these run in this process; footprint and scaling start others.

@@ -239,3 +239,9 @@ def test_the_readme_is_a_screen_and_a_half_whose_links_lead_somewhere():
     local = [link for link in links if not link.startswith("http")]
     assert len(local) > 10
     assert [link for link in local if not (ROOT / link).is_file()] == []
+
+
+def test_what_is_promised_names_tests_that_there_are():
+    named = re.findall(r"`((?:tests|benchmarks)/[\w/]+(?:\.py)?/?)", (ROOT / "docs/promises.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []

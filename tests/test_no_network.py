@@ -51,7 +51,7 @@ def test_a_training_opens_no_connection(attempts: list[Any], tmp_path: Path) -> 
     loaded.load_replay_buffer(tmp_path / "buffer")
     env = make_line_walk()
     evaluate_tasks(loaded, vec_line_walk(1), tasks=[[0.5], [-0.5]])
-    check_family(env.family, env.env)  # type: ignore[attr-defined]
+    check_family(env.task_family, env.env)  # type: ignore[attr-defined]
     hipi_sb3.pretrained("PointFixedGoals-v0", device="cpu")
     assert attempts == []
 

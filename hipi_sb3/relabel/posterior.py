@@ -109,7 +109,7 @@ class TaskInference:
                 )
         else:
             check_number("temperature (a number, 'auto', 'spread:x' or 'ess:n')", temperature)
-            if not temperature >= 0:
+            if temperature < 0:
                 raise ValueError(f"temperature must not be negative, but it is {temperature}.")
 
     @property
