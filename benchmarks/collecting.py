@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/collecting.py --json benchmarks/results/collecting.json
 
 *Outside*: HIPISAC collects in 64 half cheetahs with tasks in one process, with its policy and without updates; the share of
-the time that is not spent in Gymnasium's own ``HalfCheetah-v5``. By part: policy, wrapper and vectorization, buffer and callbacks.
+the time that is not spent in Gymnasium's own ``HalfCheetah-v5``. By part: policy, wrapper and
+vectorization, buffer and callbacks.
 
 *Slow steps*: environments in processes of their own whose step takes five milliseconds (they sleep), and one update a step;
 environment steps a second with ``update_while_stepping`` and without, in turns.
