@@ -141,6 +141,11 @@ def measure(quick: bool) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     options = parser(__doc__).parse_args()
     run("collecting.py", options, lambda: measure(options.quick))
+
+
+if __name__ == "__main__":
+    main()
