@@ -13,6 +13,10 @@ DEFERRED: dict[str, tuple[str, ...]] = {
     "optuna.visualization": ("plot_optimization_history", "plot_param_importances"),
 }
 
+#: Packages of environments that rl_zoo3 imports where they are installed, and that take their time: more than a second, and
+#: matplotlib with it. ``--gym-packages`` imports them where they are wanted.
+LEFT_TO_GYM_PACKAGES = ("highway_env",)
+
 
 def defer_imports() -> None:
     """
@@ -29,10 +33,12 @@ def defer_imports() -> None:
         for name in names:
             setattr(stand_in, name, _when_called(module_name, name))
         sys.modules[module_name] = stand_in
+    left_out = [name for name in LEFT_TO_GYM_PACKAGES if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(left_out))  # type: ignore[arg-type]  # None: Python says that there is no such module
     try:
         importlib.import_module("rl_zoo3.exp_manager")
     finally:
-        for module_name in waiting:
+        for module_name in (*waiting, *left_out):
             sys.modules.pop(module_name, None)
 
 
