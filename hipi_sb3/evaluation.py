@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 
 from hipi_sb3.experience.layout import without_task
 from hipi_sb3.experience.whole import whole_file
-from hipi_sb3.given import check_number, numbers
+from hipi_sb3.given import check_count, numbers
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
 
 
@@ -28,12 +28,8 @@ def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np
     :raises ValueError: when ``n_tasks`` is not positive
     """
     check_is_family("evaluation_tasks", family)
-    check_number("evaluation_tasks: n_tasks", n_tasks, whole=True)
-    check_number("evaluation_tasks: seed", seed, whole=True)
-    if n_tasks < 1:
-        raise ValueError(f"evaluation_tasks: n_tasks must be at least 1, not {n_tasks}.")
-    if seed < 0:
-        raise ValueError(f"evaluation_tasks: seed must not be negative, but it is {seed}.")
+    check_count("evaluation_tasks: n_tasks", n_tasks, 1)
+    check_count("evaluation_tasks: seed", seed, 0)
     return family.tasks.copy() if family.tasks is not None else family.sample(np.random.default_rng(seed), n_tasks)
 
 
@@ -140,12 +136,10 @@ def evaluate_tasks(
     if not vec_env.has_attr("task_family"):
         raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
     family: TaskFamily = vec_env.get_attr("task_family", indices=[0])[0]
-    check_number("n_episodes", n_episodes, whole=True)
+    check_count("evaluate_tasks: n_episodes", n_episodes, 1)
     given = numbers("tasks", tasks)
-    if given.size == 0 or n_episodes < 1:
-        raise ValueError(
-            f"evaluate_tasks: needs at least one task and one episode, not {len(given) if given.ndim else 0} and {n_episodes}."
-        )
+    if given.size == 0:
+        raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not 0 and {n_episodes}.")
     numbers("tasks", given, "n_tasks", "task_dim")
     tasks = np.stack([family.check_task(task) for task in tasks])
     if seed is not None:

@@ -17,7 +17,10 @@ def check_count(name: str, value: Any, least: int, meaning: str = "") -> None:
     :raises ValueError: when it is less, or no whole number
     """
     if not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, at least {least}{meaning}, not {value!r}.")
+        raise ValueError(
+            f"{name} must be a whole number, at least {least}{meaning}, not {value!r:.80}. Of an array or a tensor pass one "
+            "of its entries, array.item()."
+        )
     if value < least:
         raise ValueError(f"{name} must be at least {least}{meaning}, not {value}.")
 
@@ -62,20 +65,18 @@ def numbers(name: str, values: Any, *axes: str) -> np.ndarray:
     return array
 
 
-def check_number(name: str, value: Any, whole: bool = False) -> None:
+def check_number(name: str, value: Any) -> None:
     """
     Check that an option is a number; in which range it has to be, its owner knows.
 
     :param name: what it is called, for the error
     :param value: what was given
-    :param whole: whether it has to be a whole number
     :raises TypeError: when it is none
     :raises ValueError: when it is NaN
     """
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
-    if not isinstance(value, kinds):
+    if not isinstance(value, Real):
         raise TypeError(
-            f"{name} must be a {'whole ' * whole}number, not {type(value).__name__}: {value!r:.80}. Of an array or a tensor "
+            f"{name} must be a number, not {type(value).__name__}: {value!r:.80}. Of an array or a tensor "
             "pass one of its entries, array.item()."
         )
     if value != value:

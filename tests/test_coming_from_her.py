@@ -349,6 +349,19 @@ def test_a_buffer_built_by_hand_takes_the_environments() -> None:
     assert buffer.dones[2].all()
 
 
+#: How bits are learned to be flipped.
+FLIPPING: dict[str, Any] = {
+    "train_freq": 1,
+    "gradient_steps": 2,
+    "learning_starts": 20,
+    "exploration_final_eps": 0.02,
+    "target_update_interval": 100,
+    "seed": 0,
+    "batch_size": 32,
+    "stats_window_size": 50,
+}
+
+
 @pytest.mark.expensive
 @pytest.mark.parametrize("options", [{"n_sampled_goal": 5}, {}, {"strategy": "none"}, {"n_steps": 3}])
 def test_ten_bits_are_flipped_and_not_without_relabeling(options: dict[str, Any]) -> None:
@@ -357,15 +370,8 @@ def test_ten_bits_are_flipped_and_not_without_relabeling(options: dict[str, Any]
         make_vec_env(bits(False, n_bits=10), 2),
         replay_buffer_kwargs=options,
         learning_rate=2e-3,
-        train_freq=1,
-        gradient_steps=2,
-        learning_starts=20,
-        exploration_final_eps=0.02,
-        target_update_interval=100,
-        seed=0,
-        batch_size=32,
+        **FLIPPING,
         buffer_size=100_000,
-        stats_window_size=50,
     )
     model.learn(3000)
     assert model.ep_success_buffer is not None
@@ -385,15 +391,8 @@ def test_a_goal_that_is_an_image_is_reached_and_not_without_relabeling(strategy:
         # Bits are single pixels of 1296: as bytes they are loud enough for a NatureCNN.
         policy_kwargs={"normalize_images": False},
         learning_rate=5e-4,
-        train_freq=1,
-        gradient_steps=2,
-        learning_starts=20,
-        exploration_final_eps=0.02,
-        target_update_interval=100,
-        seed=0,
-        batch_size=32,
+        **FLIPPING,
         buffer_size=20_000,
-        stats_window_size=50,
     )
     assert any(isinstance(module, NatureCNN) for module in model.q_net.modules())
     model.learn(2000)

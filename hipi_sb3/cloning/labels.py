@@ -14,7 +14,7 @@ import numpy as np
 
 from hipi_sb3.cloning.arrays import show_progress
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
-from hipi_sb3.given import check_number
+from hipi_sb3.given import check_count, check_number
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates
 from hipi_sb3.relabel.defaults import default_candidates
@@ -186,14 +186,10 @@ class TrajectoryLabeler:
             lookup("strategy for trajectories", strategy, {**valid, TOP_K: HIPI})
         lookup("kind of returns", returns, dict.fromkeys(RETURNS))
         check_candidates(candidates, n_candidate_tasks)
-        check_number("n_labels", n_labels, whole=True)
+        check_count("n_labels", n_labels, 1)
         check_number("top_fraction", top_fraction)
         if segment_length is not None:
-            check_number("segment_length", segment_length, whole=True)
-        if n_labels < 1:
-            raise ValueError(f"n_labels must be at least 1, not {n_labels}.")
-        if segment_length is not None and segment_length < 1:
-            raise ValueError(f"segment_length must be at least 1 step, not {segment_length}. None means whole trajectories.")
+            check_count("segment_length", segment_length, 1, " step (None means whole trajectories)")
         if not 0 < top_fraction <= 1:
             raise ValueError(f"top_fraction is a share of the trajectories, above 0 and at most 1, not {top_fraction}.")
         self.strategy = strategy if strategy == TOP_K else make_strategy(strategy)

@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.given import as_tasks, check_number, numbers
+from hipi_sb3.given import as_tasks, check_count, numbers
 from hipi_sb3.tasks.task_set import TaskSet
 
 #: ``features(env, obs, action, next_obs, reward, info) -> (feature_dim,)``, what :meth:`TaskFamily.features` computes.
@@ -60,9 +60,7 @@ class TaskFamily(ABC):
         name = type(self).__name__
         if not isinstance(task_space, spaces.Box) or len(task_space.shape) != 1:
             raise ValueError(f"{name}: task_space must be a Box of shape (task_dim,), not {task_space}.")
-        check_number(f"{name}: feature_dim", feature_dim, whole=True)
-        if feature_dim < 1:
-            raise ValueError(f"{name}: feature_dim must be at least 1, not {feature_dim}.")
+        check_count(f"{name}: feature_dim", feature_dim, 1)
         self.task_space = task_space
         self.prior_space = task_space if prior_space is None else prior_space
         self.feature_dim = int(feature_dim)

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from scipy.special import gammaln
 
-from hipi_sb3.given import as_tasks, check_number
+from hipi_sb3.given import as_tasks, check_count
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.linear import weighted_sum
 
@@ -25,7 +25,7 @@ class VectorRewardTasks(TaskFamily):
 
     def __init__(self, objectives: int | gym.Env) -> None:
         if not isinstance(objectives, gym.Env):
-            check_number("VectorRewardTasks: objectives (or an environment)", objectives, whole=True)
+            check_count("VectorRewardTasks: objectives (or an environment)", objectives, 1)
         else:
             space = getattr(objectives.unwrapped, "reward_space", None)
             if space is None:
