@@ -24,8 +24,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import commit, machine  # noqa: E402
+from benchmarks.measuring import machine  # noqa: E402
 from hipi_sb3 import HIPIBC, TargetVelocity, TrajectoryDataset  # noqa: E402
+from zoo.provenance import commit  # noqa: E402
 
 FAMILY = TargetVelocity(low=0.0, high=3.0)
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (17,), np.float32)

@@ -29,10 +29,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measuring import commit, machine  # noqa: E402
+from benchmarks.measuring import machine  # noqa: E402
 from hipi_sb3 import HIPIBC, HIPISAC, DiscreteTasks, MultiTaskWrapper, TaskFamily, TrajectoryDataset  # noqa: E402
 from hipi_sb3.envs.point import PointEnv  # noqa: E402
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks  # noqa: E402
+from zoo.provenance import commit  # noqa: E402
 
 #: The labels that are compared: options of HIPIBC.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -9,8 +9,6 @@ import gc
 import json
 import pathlib
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +19,9 @@ import numpy as np
 import stable_baselines3
 import torch as th
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from zoo.provenance import commit
 
 
 def take_turns(
@@ -92,18 +92,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Commit of the code that was measured, with ``+changes`` if it was changed since; results are no code."""
-
-    def git(*args: str) -> str:
-        if shutil.which("git") is None:
-            return ""
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return (git("rev-parse", "--short", "HEAD") or "none") + ("+changes" if changes else "")
-
-
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,7 +109,7 @@ def run(name: str, args: argparse.Namespace, measure: Callable[[], dict[str, Any
     :param measure: returns the numbers
     """
     th.set_num_threads(1)
-    started, measured_commit, here = time.perf_counter(), commit(), machine()
+    started, measured_commit, here = time.perf_counter(), commit() or "none", machine()
     print(", ".join(f"{key} {value}" for key, value in here.items()))
     values = {"command": " ".join(["python", f"benchmarks/{name}", *sys.argv[1:]]), "commit": measured_commit, "machine": here}
     values |= {"quick": args.quick, **measure()}

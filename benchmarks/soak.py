@@ -25,7 +25,8 @@ from scipy import stats
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.measuring import ROOT, parser, run
+from benchmarks.measuring import parser, run
+from zoo.provenance import ROOT
 
 N_BLOCKS = 20
 

@@ -20,7 +20,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.measuring import ROOT, interval_of_median, parser, ratio, run, show
+from benchmarks.measuring import interval_of_median, parser, ratio, run, show
+from zoo.provenance import ROOT
 
 #: Imported by ``--gym-packages``, when everything else is.
 PROBE = """

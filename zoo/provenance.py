@@ -31,13 +31,17 @@ def commit() -> str:
     """
     Name the commit of the checkout.
 
-    :return: short hash, with ``-dirty`` where files differ from it; empty outside a repository
+    :return: short hash, with ``-dirty`` where code differs from it; results are no code. Empty outside a repository
     """
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def command_line(script: str, arguments: list[str]) -> str:
