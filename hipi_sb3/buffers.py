@@ -321,15 +321,15 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
         at = (batch_inds, np.random.randint(0, high=self.n_envs, size=len(batch_inds)))
-        experience, family, layout = self.experience, self.require_family(), self.layout
+        experience, family, n_steps = self.experience, self.require_family(), self.n_steps
         rows = self.relabeler(experience, at, self._learner(), env, self._record())
 
-        windows, rewards, terminated = learned_outcomes(experience, family, rows.at, rows.tasks, rows.is_new, self.n_steps)
+        windows, rewards, terminated = learned_outcomes(experience, family, rows.at, rows.tasks, rows.is_new, n_steps)
         outcomes = windows.outcomes(self._normalize_reward(rewards, env), terminated, self.gamma)
         next_obs, discounts = rows.next_obs, None
-        if self.n_steps > 1:
+        if n_steps > 1:
             next_obs = experience.store.next_observations(experience.after(rows.at, outcomes.length - 1))
-            layout.write(next_obs, np.flatnonzero(rows.is_new), rows.tasks[rows.is_new])
+            self.layout.write(next_obs, np.flatnonzero(rows.is_new), rows.tasks[rows.is_new])
             discounts = self.gamma**outcomes.length
 
         obs, next_obs = self._normalize_obs(rows.obs, env), self._normalize_obs(next_obs, env)

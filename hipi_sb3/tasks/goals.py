@@ -41,8 +41,7 @@ class _Reaching(TaskFamily):
         return self.terminate
 
     def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
-        reached = self._reached(features, tasks)
-        return reached if self.terminate else np.zeros_like(reached)
+        return self._reached(features, tasks) if self.terminate else super().terminated(features, tasks)
 
     def success(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray | None:
         return self._reached(features, tasks)
