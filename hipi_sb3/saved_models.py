@@ -3,6 +3,7 @@
 import base64
 import importlib
 import io
+import itertools
 import json
 import pickle
 import re
@@ -16,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -39,7 +40,7 @@ PICKLED, PLAIN = ":serialized:", ":plain:"
 
 #: Modules whose classes are written by name, and what such a class has to be.
 _MODULES = ("hipi_sb3.", "stable_baselines3.", "sb3_contrib.", "torch.nn.", "torch.optim.")
-_CLASSES = (nn.Module, ReplayBuffer, Optimizer)
+_CLASSES = (nn.Module, BaseBuffer, Optimizer)
 #: Objects that are nothing but their attributes.
 _OBJECTS = {
     *(f"stable_baselines3.common.utils:{name}" for name in ("FloatSchedule", "ConstantSchedule", "LinearSchedule")),
@@ -84,6 +85,7 @@ ENTRIES: dict[str, tuple[Any, ...]] = {
     "tensorboard_log": (str, *_ABSENT),
     "policy_class": (type[BasePolicy],),
     "replay_buffer_class": (type[ReplayBuffer], *_ABSENT),
+    "rollout_buffer_class": (type[RolloutBuffer], *_ABSENT),
 }
 #: The same for the entries of ``policy_kwargs``.
 POLICY_ENTRIES: dict[str, tuple[Any, ...]] = {
@@ -92,6 +94,9 @@ POLICY_ENTRIES: dict[str, tuple[Any, ...]] = {
     "optimizer_class": (type[Optimizer],),
     **dict.fromkeys(("features_extractor_kwargs", "optimizer_kwargs"), (dict, *_ABSENT)),
 }
+
+#: Entries of ``policy_kwargs`` that say how many weights there are: of each unit of each layer one at least.
+_SIZES = {"net_arch", "features_extractor_kwargs", "n_critics", "n_quantiles"}
 
 #: What torch says to a file that it cannot read, or that holds more than it may.
 _UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, EOFError)
@@ -212,7 +217,7 @@ def plain_objects(
     :raises ValueError: when an entry is pickled and is neither trusted nor given, or is nothing that belongs there
     """
     given = dict(custom_objects or {})
-    data = _read_data(path)
+    data, n_policy_bytes = _read_data(path)
     pickled = [name for name, entry in data.items() if name not in given and isinstance(entry, dict) and PICKLED in entry]
     if pickled and not trust:
         raise ValueError(
@@ -231,7 +236,21 @@ def plain_objects(
                 f"{path}, entry {name!r}: {' '.join(str(error).split())} Nothing of the file was loaded. Load another copy, "
                 f"or give this entry yourself in custom_objects=dict({name}=...)."
             ) from error
+    _check_sizes(path, found.get("policy_kwargs"), n_policy_bytes)
     return found | given
+
+
+def _check_sizes(path: Any, policy_kwargs: dict[str, Any] | None, n_bytes: int | None) -> None:
+    """Check that networks are no larger than their weights in the file: they would be made before these are read."""
+    for name in _SIZES & (policy_kwargs or {}).keys() if n_bytes is not None else ():
+        asked = policy_kwargs[name]  # type: ignore[index]
+        for part in asked.values() if isinstance(asked, dict) else [asked]:
+            sizes = [size for size in (part if isinstance(part, list | tuple) else [part]) if isinstance(size, int)]
+            if 4 * sum([*sizes, *(first * second for first, second in itertools.pairwise(sizes))]) > n_bytes:  # float32
+                raise ValueError(
+                    f"{path} asks for {name}={part!s:.60}, but its weights have {n_bytes} bytes: it is damaged, or made to "
+                    "fill the memory. Nothing of it was loaded."
+                )
 
 
 def read_tensors(path: str | Path, device: Any) -> Any:
@@ -257,7 +276,7 @@ def _line_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
+def _read_data(path: str | Path | io.BufferedIOBase) -> tuple[dict[str, Any], int | None]:
     """The JSON of a model's file, after a look at what else is in it."""
     start = path.tell() if isinstance(path, io.IOBase) else 0
     file = open_path(path, "r", suffix="zip")
@@ -268,13 +287,14 @@ def _read_data(path: str | Path | io.BufferedIOBase) -> dict[str, Any]:
                 if name.endswith(".pth"):
                     check_torch_file(io.BytesIO(archive.read(name)), f"{path}, entry {name!r}")
             data = json.loads(archive.read("data")) if "data" in archive.namelist() else {}
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError, RuntimeError, EOFError) as error:
         raise ValueError(f"Error: the file {path} wasn't a zip-file of a model ({error}). Load another copy of it.") from error
     finally:
         file.seek(start) if isinstance(path, io.IOBase) else file.close()
     if not isinstance(data, dict):
         raise ValueError(f"Error: the file {path} wasn't a zip-file of a model (no entries). Load another copy of it.")
-    return data
+    return data, sizes.get("policy.pth")
 
 
 def _check_entry(name: str, value: Any, kind: type) -> None:

@@ -177,6 +177,25 @@ def test_a_payload_does_not_run(entry: str, kind: Any, tmp_path: Path) -> None:
     assert mark.exists()
 
 
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"net_arch": [10**9]},
+        {"net_arch": [8, 10**9, 8]},
+        {"net_arch": [60_000, 60_000]},  # few units, many weights
+        {"net_arch": {"pi": [8], "qf": [10**10]}},
+        {"net_arch": [8], "n_critics": 10**9},
+        {"net_arch": [8], "features_extractor_kwargs": {"features_dim": 10**12}},
+    ],
+)
+def test_networks_that_are_larger_than_the_file_are_not_made(policy_kwargs: dict[str, Any], tmp_path: Path) -> None:
+    MODELS["SAC"]().save(tmp_path / "model")
+    path = tampered(tmp_path / "model.zip", policy_kwargs={":plain:": encode(policy_kwargs)})
+    with pytest.raises(ValueError, match=r"model\.zip asks for .* made to fill the memory"):
+        HIPISAC.load(path)
+    HIPISAC.load(tampered(path, policy_kwargs={":plain:": encode({"net_arch": [256, 256]})}))
+
+
 def test_a_payload_among_the_weights_does_not_run(tmp_path: Path) -> None:
     MODELS["SAC"]().save(tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:

@@ -36,7 +36,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 
 from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
-from hipi_sb3.saved_models import PlainFiles
 from zoo import plugin
 from zoo.configuration import StoreExpressions, check_classes, check_links, read_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
@@ -204,9 +203,7 @@ def load_model(args: argparse.Namespace, model_path: str) -> PolicyPredictor:
     algorithm_class = ALGOS[args.algo]
     # Nothing is trained, so there is nothing to store.
     kwargs: dict[str, Any] = {"buffer_size": 1} if issubclass(algorithm_class, OffPolicyAlgorithm) else {}
-    if issubclass(algorithm_class, PlainFiles):
-        kwargs["trust"] = args.trust
-    return algorithm_class.load(model_path, device=args.device, **kwargs)
+    return algorithm_class.load(model_path, device=args.device, trust=args.trust, **kwargs)
 
 
 def load_pretrained(args: argparse.Namespace) -> PolicyPredictor:

@@ -86,7 +86,7 @@ def say_last(*lines: str) -> None:
 
 def one_line(error: Exception) -> str:
     """What went wrong, on one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).replace("pass trust=True", "add --trust")
     if isinstance(error, yaml.YAMLError):
         return f"malformed YAML: {text}"
     if re.search("eglQueryString|OpenGL platform library", text):

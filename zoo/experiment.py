@@ -37,7 +37,7 @@ from zoo.checkpoints import (
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
-from zoo.normalization import PICKLED, PlainVecNormalize, load_normalization
+from zoo.normalization import PICKLED, PlainVecNormalize, check_trust, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
 from zoo.run_lock import RunLock
@@ -286,12 +286,21 @@ class TaskExperimentManager(SearchManager):
         write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        """Load a model as rl_zoo3 does, with its pickled replay buffer if there is one, or with one that is a folder."""
-        model = super()._load_pretrained_agent(hyperparams, env)
+        """Load a model as rl_zoo3 does, with its replay buffer if there is one: a folder, or a pickle that is trusted."""
+        print("Loading pretrained agent")
+        # The policy is that of the file.
+        given = {name: value for name, value in hyperparams.items() if name not in ("policy", "policy_kwargs")}
+        given |= {"seed": self.seed, "tensorboard_log": self.tensorboard_log, "verbose": self.verbose}
+        model: Any = ALGOS[self.algo].load(self.trained_agent, env=env, device=self.device, trust=self.trust, **given)
         folder = Path(self.trained_agent).parent / REPLAY_BUFFER
+        pickled = folder.with_suffix(".pkl")
+        if pickled.exists():
+            print("Loading replay buffer")
+            check_trust(pickled, self.trust)
+            model.load_replay_buffer(pickled, truncate_last_traj=self.truncate_last_trajectory, trust=True)
         if folder.is_dir():
             # Whether an episode goes on shows when it does.
-            model.load_replay_buffer(folder, truncate_last_traj=False)  # type: ignore[attr-defined]
+            model.load_replay_buffer(folder, truncate_last_traj=False)
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:

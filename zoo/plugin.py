@@ -11,9 +11,11 @@ from typing import Any
 import optuna
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import hipi_sb3
+from hipi_sb3.saved_models import PlainFiles
 from hipi_sb3.tasks.family import TaskFamily
 from zoo.cloning import LauncherBC, convert_bc, sample_bc
 
@@ -122,6 +124,21 @@ def register() -> None:
         ALGOS[key] = algorithm.algorithm_class
         HYPERPARAMS_SAMPLER[key] = make_sampler(algorithm)  # type: ignore[assignment]
         HYPERPARAMS_CONVERTER[key] = make_converter(algorithm)  # type: ignore[assignment]
+    for key, algorithm_class in ALGOS.items():
+        ALGOS[key] = with_plain_files(algorithm_class)
+
+
+def with_plain_files(algorithm_class: type[BaseAlgorithm]) -> type[BaseAlgorithm]:
+    """
+    The algorithm whose files hold no code, because a run folder from somebody else is data, whatever learned in it.
+
+    :param algorithm_class: class of stable-baselines3, of a package beside it, or of this one
+    :return: a subclass of that name, or the class itself if it has such files
+    """
+    if issubclass(algorithm_class, PlainFiles):
+        return algorithm_class
+    described = {"__module__": algorithm_class.__module__, "__doc__": algorithm_class.__doc__}
+    return type(algorithm_class.__name__, (PlainFiles, algorithm_class), described)
 
 
 def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None, small: bool = False) -> Sampler:

@@ -76,14 +76,19 @@ class TrajectoryDataset:
         # asanyarray: files that are mapped into memory stay so.
         self.observations = each(observations, np.asanyarray)
         self.actions, self.features = np.asanyarray(actions), np.asanyarray(features)
-        self.lengths = numbers("lengths", lengths, "n_trajectories").astype(np.int64)
+        self.lengths = numbers("lengths", lengths, "n_trajectories")
         self.tasks = None if tasks is None else numbers("tasks", tasks, "n_trajectories", "task_dim").astype(np.float32)
         n_trajectories = len(self.lengths)
         self.env_terminated = (
             np.zeros(n_trajectories, dtype=bool) if env_terminated is None else np.asarray(env_terminated, dtype=bool)
         )
-        if n_trajectories == 0 or self.lengths.min() < 1:
-            raise ValueError("TrajectoryDataset: there must be at least one trajectory, and none without steps.")
+        are_whole = (self.lengths >= 1) & (self.lengths < 2**53) & (np.rint(self.lengths) == self.lengths)
+        if n_trajectories == 0 or not are_whole.all():
+            raise ValueError(
+                "TrajectoryDataset: there must be at least one trajectory, and none without steps: lengths are whole numbers "
+                f"from 1 on, not {self.lengths!s:.80}."
+            )
+        self.lengths = self.lengths.astype(np.int64)
         n_steps = int(self.lengths.sum())
         expected: dict[str, tuple[int, ...]] = {
             **{name: (n_steps, *(space.shape or ())) for name, space in _named("observations", observation_space).items()},

@@ -264,8 +264,9 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     for name, wrong in (("observations", np.zeros((8, 3))), ("lengths", np.array([3, 4])), ("features", np.zeros((8, 2)))):
         with pytest.raises(ValueError, match=r"must have shape \((7|8), .*for 2 trajectories of (7|8) steps"):
             TrajectoryDataset(GOALS, INNER, ACTIONS, **{**arrays, name: wrong})
-    with pytest.raises(ValueError, match="none without steps"):
-        TrajectoryDataset(GOALS, INNER, ACTIONS, **{**arrays, "lengths": np.array([8, 0])})
+    for lengths in ([8, 0], [], [np.nan, 8], [np.inf, 8], [4.5, 3.5]):
+        with pytest.raises(ValueError, match="none without steps: lengths are whole numbers"):
+            TrajectoryDataset(GOALS, INNER, ACTIONS, **{**arrays, "lengths": np.array(lengths)})
     with pytest.raises(ValueError, match="must be Box or Discrete"):
         TrajectoryDataset(GOALS, INNER, spaces.MultiBinary(3), **arrays)
 
