@@ -242,8 +242,10 @@ def plain_objects(
 
 def _check_sizes(path: Any, policy_kwargs: dict[str, Any] | None, n_bytes: int | None) -> None:
     """Check that networks are no larger than their weights in the file: they would be made before these are read."""
-    for name in _SIZES & (policy_kwargs or {}).keys() if n_bytes is not None else ():
-        asked = policy_kwargs[name]  # type: ignore[index]
+    if policy_kwargs is None or n_bytes is None:
+        return
+    for name in _SIZES & policy_kwargs.keys():
+        asked = policy_kwargs[name]
         for part in asked.values() if isinstance(asked, dict) else [asked]:
             sizes = [size for size in (part if isinstance(part, list | tuple) else [part]) if isinstance(size, int)]
             if 4 * sum([*sizes, *(first * second for first, second in itertools.pairwise(sizes))]) > n_bytes:  # float32
