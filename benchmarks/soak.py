@@ -1,12 +1,14 @@
 """
 A long run of the launcher, looked at from outside: does its memory grow, do files stay open, is anything left behind?
 
-    python benchmarks/soak.py --steps 120000 --json benchmarks/results/soak.json
+    python benchmarks/soak.py --trials 0 --json benchmarks/results/soak.json
+    python benchmarks/soak.py --steps 0 --json benchmarks/results/soak_search.json
 
-Environments in processes of their own, a ring that is full early, checkpoints and evaluations all the way. Memory (PSS of all
-processes of the run) and open files are read every second; the slope is fitted to the second half, in means of blocks, for
-neighbouring seconds are alike. Afterwards runs are ended in the middle, by Ctrl-C, by SIGTERM to their whole group and by the
-death of a worker, and what is left of their sessions is counted. Linux only: it reads /proc.
+A run with environments in processes of their own, a ring that is full early, checkpoints and evaluations all the way, and a
+search of short trials. Memory (PSS of all processes) and open files are read every second; the slope is fitted to the second
+half, in means of blocks, for neighbouring seconds are alike. Beside the run, others are ended in the middle, by Ctrl-C, by
+SIGTERM to their whole group and by the death of a worker, and what is left of their sessions is counted. Linux only: it reads
+/proc.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,23 +64,28 @@ def look(session: int) -> dict[str, int]:
     return seen
 
 
-def start(folder: str, n_steps: int, args: argparse.Namespace) -> subprocess.Popen:
-    """Begin a run in a session of its own."""
-    command = [sys.executable, str(ROOT / "zoo/train.py"), "--env", "PointFixedGoals-v0", "--seed", "0", "-n", str(n_steps)]
-    command += ["--vec-env", "subproc", "--no-picture", "-f", folder]
-    command += [
-        "--checkpoint-freq",
-        str(args.checkpoint_freq),
-        "--eval-freq",
-        str(5 * args.checkpoint_freq),
-        "--eval-tasks",
-        "4",
-    ]
-    command += ["-params", "n_envs:4", "buffer_size:8000", "batch_size:64", "train_freq:8", "gradient_steps:1"]
-    command += ["learning_starts:500", "policy_kwargs:dict(net_arch=[16, 16])"]
+def start(folder: str, *arguments: str) -> subprocess.Popen:
+    """Begin a command of the launcher, with small networks and a small ring, in a session of its own."""
+    command = [sys.executable, str(ROOT / "zoo/train.py"), "--env", "PointFixedGoals-v0", "--seed", "0", "--eval-tasks", "4"]
+    command += ["--no-picture", "-f", folder, *arguments, "policy_kwargs:dict(net_arch=[16, 16])"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(pathlib.Path(folder) / "output.txt", "a") as output:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+
+def start_run(folder: str, n_steps: int, checkpoint_freq: int) -> subprocess.Popen:
+    """Begin a run with environments in processes of their own, a ring that is full early, checkpoints and evaluations."""
+    options = ["-n", str(n_steps), "--vec-env", "subproc", "--checkpoint-freq", str(checkpoint_freq)]
+    options += ["--eval-freq", str(5 * checkpoint_freq)]
+    options += ["-params", "n_envs:4", "buffer_size:8000", "batch_size:64", "train_freq:8", "gradient_steps:1"]
+    return start(folder, *options, "learning_starts:500")
+
+
+def start_search(folder: str, n_trials: int) -> subprocess.Popen:
+    """Begin a search with short trials."""
+    options = ["-optimize", "-n", "300", "--n-trials", str(n_trials), "--sampler", "random", "--pruner", "none"]
+    options += ["--n-evaluations", "1", "--search-space", "small", "-params", "n_envs:1", "buffer_size:8000"]
+    return start(folder, *options, "learning_starts:100")
 
 
 def slope(values: np.ndarray) -> dict[str, float]:
@@ -88,37 +96,43 @@ def slope(values: np.ndarray) -> dict[str, float]:
     return {"median": fit.slope, "low": fit.slope - half, "high": fit.slope + half}
 
 
-def long_run(args: argparse.Namespace) -> dict[str, Any]:
-    """Memory and open files of a run from its beginning to its end."""
+def watched(begin: Callable[[str], subprocess.Popen], unit: str, amount: float, every: float) -> dict[str, Any]:
+    """
+    Memory and open files of a command from its beginning to its end.
+
+    :param begin: starts it in a folder
+    :param unit: what growth is given by
+    :param amount: how many of these there are in all
+    :param every: seconds between two looks
+    :return: what was seen in the second half
+    """
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        process = start(folder, args.steps, args)
+        process = begin(folder)
         seen = []
         while process.poll() is None:
             seen.append(look(process.pid))
-            time.sleep(args.every)
+            time.sleep(every)
         seconds, left = time.monotonic() - began, len(processes(process.pid))
         if process.returncode != 0:
-            raise RuntimeError(f"The run ended with {process.returncode}: {(pathlib.Path(folder) / 'output.txt').read_text()}")
+            raise RuntimeError(f"It ended with {process.returncode}: {(pathlib.Path(folder) / 'output.txt').read_text()}")
     # The last look may meet a run that is closing.
     second_half = {name: np.array([one[name] for one in seen[len(seen) // 2 : -5]]) for name in seen[0]}
-    growth = {key: value / 1024 * 1e5 / (args.steps / 2) for key, value in slope(second_half["memory"]).items()}
-    files = second_half["files"]
-    print(f"{args.steps} steps in {seconds:.0f} s, {len(seen)} looks, {left} processes left")
-    print(
-        f"memory {second_half['memory'].mean() / 1024:.0f} MiB; growth [95 % interval] in MiB per 100 000 steps, second half: "
-    )
-    print(f"  {growth['median']:.2f} [{growth['low']:.2f}, {growth['high']:.2f}]")
-    print(f"open files {int(np.median(files))} (quarters: {[int(np.median(part)) for part in np.array_split(files, 4)]})")
+    growth = {key: value / 1024 / (amount / 2) for key, value in slope(second_half["memory"]).items()}
+    quarters = {
+        name: [float(np.median(part)) for part in np.array_split(second_half[name], 4)] for name in ("files", "threads")
+    }
+    print(f"{seconds:.0f} s, {len(seen)} looks, {left} processes left, memory {second_half['memory'].mean() / 1024:.0f} MiB")
+    print(f"growth in the second half, MiB per {unit}: {growth['median']:.2f} [{growth['low']:.2f}, {growth['high']:.2f}]")
+    print(f"open files, by quarter: {quarters['files']}")
     return {
-        "steps": args.steps,
         "seconds_of_run": round(seconds),
         "looks": len(seen),
         "processes_left": left,
         "memory_mib": second_half["memory"].mean() / 1024,
-        "mib_per_100k_steps": growth,
-        "open_files_by_quarter": [float(np.median(part)) for part in np.array_split(files, 4)],
-        "threads_by_quarter": [float(np.median(part)) for part in np.array_split(second_half["threads"], 4)],
+        f"mib_per_{unit.replace(' ', '_')}": growth,
+        "open_files_by_quarter": quarters["files"],
+        "threads_by_quarter": quarters["threads"],
     }
 
 
@@ -139,7 +153,7 @@ ENDINGS: dict[str, Callable[[subprocess.Popen], None]] = {
 def ended(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """End a run in the middle, and count what is left of its session."""
     with tempfile.TemporaryDirectory() as folder:
-        process = start(folder, 10**7, args)
+        process = start_run(folder, 10**7, args.checkpoint_freq)
         while not list(pathlib.Path(folder).glob("*/*/checkpoints/[0-9]*")):
             if process.poll() is not None:
                 raise RuntimeError((pathlib.Path(folder) / "output.txt").read_text())
@@ -168,16 +182,32 @@ def ended(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All that is asked for."""
+    result: dict[str, Any] = {}
+    if args.steps:
+        result["endings"] = {name: ended(name, args) for name in ENDINGS}
+        print(f"a run of {args.steps} steps")
+        begin = partial(start_run, n_steps=args.steps, checkpoint_freq=args.checkpoint_freq)
+        result |= {"steps": args.steps, **watched(begin, "100k steps", args.steps / 1e5, args.every)}
+    if args.trials:
+        print(f"a search of {args.trials} trials")
+        begin = partial(start_search, n_trials=args.trials)
+        result["search"] = {"trials": args.trials, **watched(begin, "100 trials", args.trials / 100, args.every)}
+    return result
+
+
 def main() -> None:
     """Run it."""
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=1_000_000, help="environment steps of the long run")
+    options.add_argument("--steps", type=int, default=1_000_000, help="environment steps of the long run; 0 for none")
+    options.add_argument("--trials", type=int, default=100, help="trials of the search; 0 for none")
     options.add_argument("--checkpoint-freq", type=int, default=2000, help="steps between two checkpoints")
     options.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
     arguments = options.parse_args()
     if arguments.quick:
-        arguments.steps, arguments.checkpoint_freq, arguments.every = 3000, 500, 0.1
-    run("soak.py", arguments, lambda: {"endings": {name: ended(name, arguments) for name in ENDINGS}, **long_run(arguments)})
+        arguments.steps, arguments.trials, arguments.checkpoint_freq, arguments.every = 3000, 3, 500, 0.1
+    run("soak.py", arguments, lambda: measure(arguments))
 
 
 if __name__ == "__main__":
