@@ -14,6 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from hipi_sb3.arrivals import Arrivals
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.her_arguments import HerArguments, translate
@@ -27,15 +28,7 @@ from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
-from hipi_sb3.tasks.steps import (
-    NowAndThen,
-    causes_of_end,
-    check_reward,
-    check_room,
-    check_shown_tasks,
-    read_actions,
-    read_step,
-)
+from hipi_sb3.tasks.steps import check_room
 
 
 def _of_experience(name: str, doc: str) -> Any:
@@ -136,7 +129,6 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             n_steps=1 if n_steps is None and isinstance(action_space, spaces.Discrete) else n_steps,
         )
         self._given = (n_steps, gamma)
-        self._checks = NowAndThen()
         self.gamma = 0.99 if gamma is None else gamma
 
         self.family: TaskFamily | None = None
@@ -202,13 +194,24 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         return model
 
     @cached_property
-    def experience(self) -> Experience:
-        """What happened."""
+    def _arrivals(self) -> Arrivals:
+        """The steps that are not stored yet, and the experience where they will be."""
         family, space = self.require_family(), self.observation_space
         layout = TaskLayout.of_space(space, family.task_key, family.task_dim)
         dtype = self._maybe_cast_dtype(self.action_space.dtype)
         stored = (self.buffer_size, self.n_envs, space, layout, self.action_dim, dtype)
-        return Experience(*stored, family.feature_dim, family.features_key)
+        experience = Experience(*stored, family.feature_dim, family.features_key)
+        return Arrivals(experience, family, self.handle_timeout_termination)
+
+    @property
+    def experience(self) -> Experience:
+        """What happened, up to the last step that was added."""
+        arrivals = self._arrivals
+        try:
+            return arrivals.stored()
+        except Exception:  # the tasks failed, and there are fewer steps than were added
+            self.pos, self.full = arrivals.pos, arrivals.experience.full
+            raise
 
     layout = _of_experience("layout", "Where observations hold the task.")
     observations = _of_experience("all_observations", "All observations, (buffer_size, n_envs, ...): a copy, to look at.")
@@ -255,7 +258,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         check_room(self.observation_space, family)
         self.relabeler.setup(family)
         self.family = family
-        self.__dict__.pop("experience", None)
+        self.__dict__.pop("_arrivals", None)
 
     # -- storing -------------------------------------------------------------------------------------------------------
 
@@ -275,22 +278,13 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         """
         if self._model_ref is not None and (model := self._model_ref()) is not None and model.env is not None:
             self._family_of_environment(model)
-        family = self.require_family()
-        tasks, next_tasks = (self.layout.get(o).reshape(self.n_envs, -1) for o in (obs, next_obs))
-        reward, experience = np.asarray(reward), self.experience
-        features = read_step(family, tasks, next_obs, next_tasks, reward, infos)
-        if not family.has_every_reward and (n := self._checks.due(experience.episodes.n_added, len(experience))):
-            check_shown_tasks(next_tasks, infos)
-            check_reward(family, features[None], tasks[None], reward[None])
-            if n > 1:
-                check_reward(family, *experience.latest(n - 1))
         if self.full and self.relabeler.pool is not None:
             self.relabeler.pool.forget(self.pos)
-        by_task = partial(family.terminated, features, tasks)
-        timeouts, env_terminated = causes_of_end(done, by_task, infos, self.handle_timeout_termination)
-        actions = read_actions(action, (self.n_envs, self.action_dim))
-        experience.add(obs, next_obs, actions, reward, done, timeouts, env_terminated, features)
-        self.pos, self.full = experience.pos, experience.full
+        arrivals = self._arrivals
+        try:
+            arrivals.add(obs, next_obs, action, reward, done, infos)
+        finally:
+            self.pos, self.full = arrivals.pos, arrivals.experience.full
 
     def truncate_last_trajectory(self) -> None:
         """End unfinished episodes, as HerReplayBuffer does; ``load_replay_buffer(truncate_last_traj=True)`` calls it."""
@@ -299,8 +293,8 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
     def reset(self) -> None:
         """Forget all transitions."""
         super().reset()
-        self.__dict__.pop("experience", None)
-        self.relabeler.pool, self._checks = None, NowAndThen()
+        self.__dict__.pop("_arrivals", None)
+        self.relabeler.pool = None
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class Owned:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a state; a buffer restored by ``model.load_replay_buffer`` is attached to that algorithm."""
+        if "experience" in state:
+            raise ValueError(
+                "This buffer was pickled by an earlier version of hipi_sb3. Write it there with buffer.save(folder), and read "
+                "it here with HIPIReplayBuffer.load(folder)."
+            )
         self.__dict__.update(state)
         self._model_ref = None
         self._env_ref = None

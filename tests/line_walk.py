@@ -91,9 +91,9 @@ def walked(n_steps: int, buffer_size: int, max_steps: int = 8, seed: int = 0) ->
         action = rng.uniform(-1, 1, (1,)).astype(np.float32)
         next_obs, reward, terminated, truncated, info = env.step(action)
         done = terminated or truncated
-        before, after = ({key: value[None] for key, value in part.items()} for part in (obs, next_obs))
-        ends = (np.array([end]) for end in (done, truncated and not terminated, info["env_terminated"]))
-        experience.add(before, after, action[None], np.array([reward]), *ends, info["task_features"][None])
+        before, after = ({key: value[None, None] for key, value in part.items()} for part in (obs, next_obs))
+        ends = (np.array([[end]]) for end in (done, truncated and not terminated, info["env_terminated"]))
+        experience.add(before, after, action[None, None], np.array([[reward]]), *ends, info["task_features"][None, None])
         obs = next_obs
     return experience
 

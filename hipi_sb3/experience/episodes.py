@@ -49,28 +49,29 @@ class EpisodeIndex:
         # Finished episodes, latest last: (first ring index, environment, length, number of rows ever added before it).
         self._recent: deque[tuple[int, int, int, int]] = deque(maxlen=N_RECENT_EPISODES)
 
-    def add(self) -> np.ndarray:
+    def add(self, n: int = 1) -> np.ndarray:
         """
-        Begin the next row.
+        Begin the next rows, between which no episode begins or ends.
 
-        :return: the environments whose episode begins with it, (n,)
+        :param n: how many, at most those that are left before the end of the ring
+        :return: the environments whose episode begins with the first of them, (n_begin,)
         """
         pos = self.n_added % self.buffer_size
         if self.n_added >= self.buffer_size:
-            overwritten = self.slots[pos]
-            gone = self.last_row[overwritten] == pos
-            if gone.any():
-                # In a ring of one row, an episode that goes on has it overwritten too.
+            overwritten = self.slots[pos : pos + n]
+            gone = self.last_row[overwritten] == (pos if n == 1 else np.arange(pos, pos + n)[:, None])
+            if np.count_nonzero(gone):
+                # An episode that goes on keeps its slot, where all rows of the ring are overwritten at once.
                 gone &= (self.length == 0) | (overwritten != self.current)
                 self._free += overwritten[gone].tolist()
-        beginning = NO_ENVS if self.length.all() else np.flatnonzero(self.length == 0)
+        beginning = NO_ENVS if np.count_nonzero(self.length) == len(self.length) else np.flatnonzero(self.length == 0)
         for env_index in beginning:
             slot = self._new_slot()
             self.current[env_index], self.n_before[slot] = slot, self.n_added
-        self.slots[pos] = self.current
-        self.last_row[self.current] = pos
-        self.length += 1
-        self.n_added += 1
+        self.slots[pos : pos + n] = self.current
+        self.last_row[self.current] = pos + n - 1
+        self.length += n
+        self.n_added += n
         return beginning
 
     def finish(self, env_index: int) -> None:

@@ -1,11 +1,13 @@
 """The observations of a ring buffer, each of them stored once, and the task of an episode once."""
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from hipi_sb3.experience.episodes import NO_ENVS, EpisodeIndex, grow
+from hipi_sb3.experience.episodes import EpisodeIndex, grow
 from hipi_sb3.experience.layout import TaskLayout, stored_shape, take
 
 
@@ -46,43 +48,49 @@ class ObservationStore:
         self.last_tasks = np.zeros((0, task_dim), task_type)
         #: The task of each episode, (n_slots, task_dim).
         self.tasks = np.zeros((0, task_dim), task_type)
-        # What the last step led to, as bytes: almost always the next one begins there, and bytes tell that fastest.
-        self._led_to: list[bytes] | None = None
+        # What the last step led to, as bytes: almost always the next one begins there, and bytes tell that fastest. Before the
+        # first step no episode goes on.
+        no_tasks = np.zeros((n_rows[1], task_dim), task_type)
+        self._led_to = _as_bytes({key: array[0] for key, array in self.rows.items()}, no_tasks)
 
-    def add(self, obs: Any, next_obs: Any, done: np.ndarray) -> None:
+    def add(self, obs: Any, next_obs: Any, dones: np.ndarray) -> None:
         """
-        Store the observations of one step of every environment.
+        Store the observations of some steps of every environment.
 
         An episode that was left in the middle (by ``learn`` starting anew, ``set_env`` or loading) ends in the books before
-        this step: an observation that is not what the last step led to shows it. Without that, HER's "future" would reach
-        into another episode.
+        the step that comes next: an observation that is not what the last step led to shows it. Without that, HER's "future"
+        would reach into another episode.
 
-        :param obs: observations of all environments
+        :param obs: observations, (n_steps, n_envs, ...) or a dict of such; at most as many steps as are left of the ring
         :param next_obs: next observations; at the end of an episode its last one
-        :param done: whether the episode ends with this step, (n_envs,)
+        :param dones: whether episodes end, (n_steps, n_envs)
         """
+        n_steps, episodes = len(dones), self.episodes
         (parts, tasks), (next_parts, next_tasks) = self._split(obs), self._split(next_obs)
-        episodes = self.episodes
         before, after = _as_bytes(parts, tasks), _as_bytes(next_parts, next_tasks)
-        if episodes.n_added > 0 and before != self._led_to:
-            for env_index in self._not_continued_by(parts, tasks):
-                episodes.finish(env_index)
-        pos = episodes.n_added % episodes.buffer_size
-        beginning = episodes.add()
-        slots = episodes.current
-        self._make_room()
-        for key, part in parts.items():
-            self.rows[key][pos] = part
-            self.last[key][slots] = next_parts[key]
-        self.last_tasks[slots] = next_tasks
-        if len(beginning) > 0:
-            self.tasks[slots[beginning]] = tasks[beginning]
-        self._led_to = after
+        led_to = _shifted(self._led_to, after) if n_steps > 1 else self._led_to
+        breaks = None if before == led_to else self._breaks(parts, tasks, led_to)
         # An episode has one task: where it changes, another one begins.
-        ends = done if before[-1] == after[-1] else done | (tasks != next_tasks).any(axis=1)
-        if np.count_nonzero(ends):
-            for env_index in np.flatnonzero(ends):
-                episodes.finish(env_index)
+        ends = dones if before[-1] == after[-1] else dones | _differ(tasks, next_tasks)
+        self._led_to = after if n_steps == 1 else [part[-len(part) // n_steps :] for part in after]
+        pos = episodes.n_added % episodes.buffer_size
+        for key, part in parts.items():
+            self.rows[key][pos : pos + n_steps] = part
+        for first, stop in _stretches(breaks, ends):
+            if breaks is not None:
+                for env_index in np.flatnonzero(breaks[first] & (episodes.length > 0)):
+                    episodes.finish(env_index)
+            beginning = episodes.add(stop - first)
+            self._make_room()
+            slots = episodes.current
+            for key, part in next_parts.items():
+                self.last[key][slots] = part[stop - 1]
+            self.last_tasks[slots] = next_tasks[stop - 1]
+            if len(beginning) > 0:
+                self.tasks[slots[beginning]] = tasks[first, beginning]
+            if np.count_nonzero(ends[stop - 1]):
+                for env_index in np.flatnonzero(ends[stop - 1]):
+                    episodes.finish(env_index)
 
     def transitions(self, at: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
         """
@@ -133,14 +141,11 @@ class ObservationStore:
         """Bytes of the arrays."""
         return sum(array.nbytes for array in (*self.rows.values(), *self.last.values(), self.last_tasks, self.tasks))
 
-    def _not_continued_by(self, parts: dict[str, np.ndarray], tasks: np.ndarray) -> np.ndarray:
-        """The environments whose episode goes on, but not with these observations and tasks, (n,)."""
-        slots = self.episodes.current
-        differences = [self.last_tasks[slots] != tasks, *(self.last[key][slots] != part for key, part in parts.items())]
-        if not any(different.any() for different in differences):
-            return NO_ENVS
-        broken = np.any([different.reshape(len(slots), -1).any(axis=1) for different in differences], axis=0)
-        return np.flatnonzero(broken & (self.episodes.length > 0))
+    def _breaks(self, parts: dict[str, np.ndarray], tasks: np.ndarray, led_to: list[bytes]) -> np.ndarray:
+        """Which steps do not begin with what the steps before them led to, (n_steps, n_envs)."""
+        arrays = [*parts.values(), tasks]
+        before = [np.frombuffer(part, array.dtype).reshape(array.shape) for part, array in zip(led_to, arrays, strict=True)]
+        return np.any([_differ(a, b) for a, b in zip(arrays, before, strict=True)], axis=0)
 
     def _locate(self, at: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
         """Numbers of rows in the flattened ring, slots, and which of the rows are the last ones of their episodes."""
@@ -157,11 +162,10 @@ class ObservationStore:
         return part
 
     def _split(self, obs: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Observations of all environments as they are stored: without tasks, by key, and the tasks."""
-        n_envs = len(self.episodes.current)
-        tasks = _as_stored(self.layout.get(obs), self.tasks.dtype, (n_envs, self.layout.task_dim))
+        """Observations of some steps in the types that they are stored in: without tasks, by key, and the tasks."""
         inner = {"": obs[..., : -self.layout.task_dim]} if self.layout.key is None else obs
-        return {key: _as_stored(inner[key], array.dtype, array.shape[1:]) for key, array in self.rows.items()}, tasks
+        parts = {key: inner[key].astype(array.dtype, copy=False) for key, array in self.rows.items()}
+        return parts, self.layout.get(obs).astype(self.tasks.dtype, copy=False)
 
     def _join(self, parts: dict[str, np.ndarray], tasks: np.ndarray) -> Any:
         if self.layout.key is None:
@@ -196,20 +200,37 @@ class ObservationStore:
         self.rows = {key: grow(array, n_rows) for key, array in arrays["rows"].items()}
         self.last = {key: grow(array, n_slots) for key, array in arrays["last"].items()}
         self.last_tasks, self.tasks = grow(arrays["last_tasks"], n_slots), grow(arrays["tasks"], n_slots)
-        self._led_to = None
-
-
-def _as_stored(values: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """An array of this type and shape; what has them already is left alone, for this is asked of each step."""
-    array = np.asarray(values)
-    if array.dtype != dtype:
-        array = array.astype(dtype)
-    return array if array.shape == shape else array.reshape(shape)
+        slots = self.episodes.current
+        if self.episodes.n_added > 0:
+            self._led_to = _as_bytes({key: array[slots] for key, array in self.last.items()}, self.last_tasks[slots])
 
 
 def _as_bytes(parts: dict[str, np.ndarray], tasks: np.ndarray) -> list[bytes]:
     """Observations and tasks, the last one, for comparisons: what has other bytes may still be equal, as 0.0 and -0.0 are."""
     return [*(part.tobytes() for part in parts.values()), tasks.tobytes()]
+
+
+def _shifted(led_to: list[bytes], after: list[bytes]) -> list[bytes]:
+    """What the steps before some steps led to, from what the one before the first did, and what they do themselves."""
+    return [first + part[: -len(first)] for first, part in zip(led_to, after, strict=True)]
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Where two arrays (n_steps, n_envs, ...) differ, (n_steps, n_envs); NaN is like NaN."""
+    different = a != b
+    if a.dtype.kind == "f":
+        different &= (a == a) | (b == b)
+    return different.reshape(*a.shape[:2], -1).any(axis=2)
+
+
+def _stretches(breaks: np.ndarray | None, ends: np.ndarray) -> Iterable[tuple[int, int]]:
+    """First and last but one of steps between which no episode is broken off or ends; both are (n_steps, n_envs)."""
+    if len(ends) == 1:
+        return [(0, 1)]
+    is_last = ends[:-1].any(axis=1)
+    if breaks is not None:
+        is_last |= breaks[1:].any(axis=1)
+    return pairwise([0, *(np.flatnonzero(is_last) + 1), len(ends)])
 
 
 def _stored_type(space: spaces.Space) -> np.dtype:

@@ -80,31 +80,32 @@ class Experience:
         features: np.ndarray,
     ) -> None:
         """
-        Store one step of every environment.
+        Store some steps of every environment.
 
-        :param obs: observations, (n_envs, ...) or a dict of such
+        :param obs: observations, (n_steps, n_envs, ...) or a dict of such; at most as many steps as are left of the ring
         :param next_obs: next observations; at the end of an episode its last one
-        :param actions: actions, (n_envs, action_dim)
-        :param rewards: rewards of the commanded tasks, (n_envs,)
-        :param dones: whether the episodes end, (n_envs,)
-        :param timeouts: whether time limits end them, (n_envs,)
-        :param env_terminated: whether the environments themselves do, (n_envs,)
-        :param features: what the rewards depend on, (n_envs, feature_dim)
+        :param actions: actions, (n_steps, n_envs, action_dim)
+        :param rewards: rewards of the commanded tasks, (n_steps, n_envs)
+        :param dones: whether the episodes end, (n_steps, n_envs)
+        :param timeouts: whether time limits end them, (n_steps, n_envs)
+        :param env_terminated: whether the environments themselves do, (n_steps, n_envs)
+        :param features: what the rewards depend on, (n_steps, n_envs, feature_dim)
         """
-        pos = self.pos
-        self.store.add(obs, next_obs, np.asarray(dones, dtype=bool))
-        self.actions[pos] = actions
-        self.rewards[pos] = rewards
-        self.dones[pos] = dones
-        self.timeouts[pos] = timeouts
-        self.env_terminated[pos] = env_terminated
+        dones = np.asarray(dones, dtype=bool)
+        rows = slice(self.pos, self.pos + len(dones))
+        self.store.add(obs, next_obs, dones)
+        self.actions[rows] = actions
+        self.rewards[rows] = rewards
+        self.dones[rows] = dones
+        self.timeouts[rows] = timeouts
+        self.env_terminated[rows] = env_terminated
         if self.features_key is not None:
-            features = features[:, self.layout.task_dim :]
-            if self._features is None and features.any():
-                self._features = np.zeros((self.buffer_size, *features.shape), dtype=np.float32)
+            features = features[..., self.layout.task_dim :]
+            if self._features is None and np.count_nonzero(features):
+                self._features = np.zeros((self.buffer_size, *features.shape[1:]), dtype=np.float32)
         if self._features is not None:
-            self._features[pos] = features
-        self.pos += 1
+            self._features[rows] = features
+        self.pos = rows.stop
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
 

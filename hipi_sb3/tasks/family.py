@@ -165,29 +165,42 @@ class TaskFamily(ABC):
         :return: phi(s, a, s'), (feature_dim,)
         """
 
-    def features_of_step(
-        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]]
-    ) -> np.ndarray:
-        """
-        The features of a step of all environments, from what a replay buffer is given.
+    #: Whether :meth:`features_of_steps` may be asked later than the step, and of many steps at once.
+    can_wait = True
 
-        :param next_obs: next observations
-        :param tasks: commanded tasks, (n_envs, task_dim)
-        :param rewards: rewards of the environments, (n_envs,)
+    def read_infos(self, infos: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        """
+        What the features of a step need of the infos, from what a replay buffer is given.
+
         :param infos: info of each environment
-        :return: (n_envs, feature_dim)
-        :raises ValueError: when they are missing
+        :return: an array an environment; none if nothing is needed
+        :raises ValueError: when it is missing
         """
         if self.features_key is not None:
-            # In the precision of the environment: its reward is compared with that of the family.
-            return np.asarray(next_obs[self.features_key])
+            return []
         try:
-            return np.stack([info["task_features"] for info in infos])
+            return [info["task_features"] for info in infos]
         except KeyError as error:
             raise ValueError(
                 "info has no 'task_features', so the step cannot be relabeled later. Wrap the environment in "
                 "MultiTaskWrapper, and keep wrappers outside it from replacing info."
             ) from error
+
+    def features_of_steps(
+        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, from_infos: np.ndarray | None
+    ) -> np.ndarray:
+        """
+        The features of steps, from what a replay buffer is given.
+
+        :param next_obs: next observations, (n_steps, n_envs, ...) or a dict of such
+        :param tasks: commanded tasks, (n_steps, n_envs, task_dim)
+        :param rewards: rewards of the environments, (n_steps, n_envs)
+        :param from_infos: what :meth:`read_infos` said, (n_steps, n_envs, ...)
+        :return: (n_steps, n_envs, feature_dim)
+        """
+        # In the precision of the environment: its reward is compared with that of the family.
+        features = from_infos if self.features_key is None else next_obs[self.features_key]
+        return np.asarray(features)
 
     # -- what it is worth ---------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class GoalEnvTasks(TaskFamily):
         # Of a reward with two values, the one of a goal that is reached exactly says success; a dense one does not tell.
         self._success_reward = float(rewards[0]) if len(np.unique(rewards)) <= 2 else None
         self.feature_dim = self.task_dim + self._info.size + 1
-        self._watch, self._n_steps = ResidualWatch(), 0
+        self._watch, self._n_steps, self._next_check = ResidualWatch(), 0, 0
 
     @classmethod
     def of_vec_env(cls, env: Any) -> "GoalEnvTasks":
@@ -130,25 +130,38 @@ class GoalEnvTasks(TaskFamily):
     # -- what happened ------------------------------------------------------------------------------------------------
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
-        batch = {self.features_key: np.asarray(next_obs[self.features_key])[None]}
-        task = self._flatten(np.asarray(obs[self.task_key]), 1)
-        return self.features_of_step(batch, task, np.array([reward]), [info])[0]
+        batch = {self.features_key: np.asarray(next_obs[self.features_key])[None, None]}
+        tasks = self._flatten(np.asarray(obs[self.task_key]), 1)[None]
+        read = self.read_infos([info])
+        return self.features_of_steps(batch, tasks, np.array([[reward]]), np.array(read)[None] if read else None)[0, 0]
 
-    def features_of_step(
-        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]]
+    @property
+    def can_wait(self) -> bool:  # type: ignore[override]
+        """Whether rewards may be asked for later: an environment that is trained in may have been closed by then."""
+        return self._source.is_private and self._source.is_there
+
+    def read_infos(self, infos: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+        return [] if self._info.size == 0 else list(self._info.read(infos))
+
+    def features_of_steps(
+        self, next_obs: Any, tasks: np.ndarray, rewards: np.ndarray, from_infos: np.ndarray | None
     ) -> np.ndarray:
-        achieved = self._flatten(np.asarray(next_obs[self.features_key]), len(infos))
-        features = achieved if self._info.size == 0 else np.concatenate([achieved, self._info.read(infos)], axis=1)
+        (n_steps, n_envs), n = rewards.shape, rewards.size
+        tasks, rewards = tasks.reshape(n, -1), rewards.reshape(n)
+        features = achieved = self._flatten(next_obs[self.features_key], n)
+        if from_infos is not None:
+            features = np.concatenate([achieved, from_infos.reshape(n, -1)], axis=1)
         computed = self._call("compute_reward", features, tasks)
-        if self._n_steps % CHECK_EVERY == 0:
+        if self._n_steps >= self._next_check:
             self._check_deterministic(computed, self._call("compute_reward", features, tasks))
-        self._n_steps += 1
+            self._next_check = self._n_steps + CHECK_EVERY
+        self._n_steps += n_steps
         residual = rewards - computed
         if np.count_nonzero(residual):
             residual[np.abs(residual) <= 1e-5 + 1e-4 * np.abs(rewards)] = 0.0  # rounding
         if self._watch.has_begun or np.count_nonzero(residual):
             self._watch.add(residual, np.linalg.norm(achieved - tasks, axis=1), computed)
-        return np.concatenate([features, residual[:, None]], axis=1)
+        return np.concatenate([features, residual[:, None]], axis=1).reshape(n_steps, n_envs, -1)
 
     # -- what it is worth ---------------------------------------------------------------------------------------------
 

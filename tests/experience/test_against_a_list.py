@@ -20,7 +20,7 @@ from gymnasium import spaces
 from line_walk import DICT_SPACE, FLAT_SPACE, GOALS
 
 from hipi_sb3 import GoalReaching, HIPIReplayBuffer, TrajectoryDataset
-from hipi_sb3.experience.episodes import N_RECENT_EPISODES, NO_ENVS, EpisodeIndex
+from hipi_sb3.experience.episodes import N_RECENT_EPISODES, EpisodeIndex
 from hipi_sb3.experience.observations import ObservationStore
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.relabel.windows import Outcomes, Windows
@@ -448,7 +448,7 @@ def keeping_the_old_end(experience: Experience, *arguments: Any) -> None:
 RIGHT_AHEAD, RIGHT_JUDGED, RIGHT_ADD = EpisodeIndex.ahead, Windows.judged, Experience.add
 MISTAKES: dict[str, tuple[Any, str, Any]] = {
     "episodes reach into the next one": (EpisodeIndex, "ahead", one_too_far),
-    "what breaks off is not noticed": (ObservationStore, "_not_continued_by", lambda store, parts, tasks: NO_ENVS),
+    "what breaks off is not noticed": (ObservationStore, "_breaks", lambda store, *observations: None),
     "the environment's end is forgotten": (Windows, "judged", without_the_environments_end),
     "the end of the old task stays": (Experience, "add", keeping_the_old_end),
     "a window goes on after its end": (

@@ -29,14 +29,14 @@ SPACE = spaces.Dict({"observation": spaces.Box(-1, 1, (1,), np.float32), "task":
 def walk(n_steps: int = 12, buffer_size: int = 20) -> Experience:
     """Two environments that walk right and left by 0.1 a step, in episodes of four steps; the goal is where nobody comes."""
     experience = Experience(buffer_size, 2, SPACE, TaskLayout("task", 1), 1, np.float32, GOALS.feature_dim)
-    tasks = np.array([[0.95], [-0.95]], dtype=np.float32)
+    tasks = np.array([[[0.95], [-0.95]]], dtype=np.float32)
     for step in range(n_steps):
         before, after = 0.1 * (step % 4), 0.1 * (step % 4 + 1)
-        obs, next_obs = ({"observation": np.array([[x], [-x]], dtype=np.float32), "task": tasks} for x in (before, after))
-        done = np.full(2, step % 4 == 3)
+        obs, next_obs = ({"observation": np.array([[[x], [-x]]], dtype=np.float32), "task": tasks} for x in (before, after))
+        done = np.full((1, 2), step % 4 == 3)
         features = next_obs["observation"]
         rewards = GOALS.reward(features, tasks)
-        experience.add(obs, next_obs, np.zeros((2, 1)), rewards, done, done, np.zeros(2, dtype=bool), features)
+        experience.add(obs, next_obs, np.zeros((1, 2, 1)), rewards, done, done, np.zeros((1, 2), dtype=bool), features)
     return experience
 
 
