@@ -10,7 +10,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "hipi_sb3"
 
 #: Rooms from top to bottom; a room may only import from below.
-ROOMS = ["algorithms", "callbacks", "cloning", "buffers", "relabel", "networks", "experience", "envs", "wrappers", "tasks"]
+ROOMS = [
+    "algorithms",
+    "callbacks",
+    "cloning",
+    "buffers",
+    "arrivals",
+    "relabel",
+    "networks",
+    "envs",
+    "wrappers",
+    "tasks",
+    "experience",
+]
 
 #: Of the picture in inches, and of a room as a share of the picture.
 SIZE, WIDTH, HEIGHT = (4.8, 7.6), 0.26, 0.044

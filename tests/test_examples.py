@@ -75,3 +75,10 @@ def test_they_say_how_they_are_called(name):
         [sys.executable, str(EXAMPLES / f"{name}.py"), "--help"], capture_output=True, text=True, check=True
     )
     assert f"python examples/{name}.py" in result.stdout
+
+
+def test_nothing_in_the_picture_of_the_house_points_up(tmp_path):
+    house = load(EXAMPLES / "house.py")
+    assert all(house.ROOMS.index(room) < house.ROOMS.index(other) for room, other in house.edges())
+    house.draw(tmp_path / "house.png")
+    assert (tmp_path / "house.png").read_bytes().startswith(b"\x89PNG")
