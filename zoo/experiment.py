@@ -287,6 +287,7 @@ class TaskExperimentManager(SearchManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         """Load a model as rl_zoo3 does, with its replay buffer if there is one: a folder, or a pickle that is trusted."""
+        # Not by rl_zoo3's own method: it unpickles a buffer unasked.
         print("Loading pretrained agent")
         # The policy is that of the file.
         given = {name: value for name, value in hyperparams.items() if name not in ("policy", "policy_kwargs")}
