@@ -13,7 +13,7 @@ PYTEST_WORKERS ?= 2
 ARGS ?=
 TOUR ?= logs/tour
 
-BENCHMARKS := core_speed add_speed buffer_files gradient_speed relabel_cost end_to_end vector_env collecting footprint env_speed products scaling
+BENCHMARKS := core_speed add_speed buffer_files gradient_speed relabel_cost end_to_end vector_env collecting footprint env_speed products scaling compiled_update
 BENCH_RESULTS ?= benchmarks/results
 
 BIN := $(VENV)/bin

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/collecting.py --json benchmarks/results/collecting.json
 
 *Outside*: HIPISAC collects in 64 half cheetahs with tasks in one process, with its policy and without updates; the share of
-the time that is not spent in Gymnasium's own ``HalfCheetah-v5``. By part: policy, wrapper and
-vectorization, buffer and callbacks.
+the time that is not spent in Gymnasium's own ``HalfCheetah-v5``. By part: policy, MultiTaskWrapper, the copies that
+stable-baselines3's ``DummyVecEnv`` makes of every info, buffer, and the rest, vectorization and callbacks.
 
 *Slow steps*: environments in processes of their own whose step takes five milliseconds (they sleep), and one update a step;
 environment steps a second with ``update_while_stepping`` and without, in turns.
@@ -13,11 +13,13 @@ environment steps a second with ``update_while_stepping`` and without, in turns.
 import pathlib
 import sys
 import time
+from copy import deepcopy
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, dummy_vec_env
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -44,6 +46,30 @@ class Clocked(gym.Wrapper):
         start = time.perf_counter()
         result = self.env.reset(**kwargs)
         Clocked.seconds += time.perf_counter() - start
+        return result
+
+
+class ClockedTasks(MultiTaskWrapper):
+    """Adds up the time in its steps, those of what it wraps included."""
+
+    stepping = 0.0
+
+    def step(self, action: Any) -> Any:
+        start = time.perf_counter()
+        result = super().step(action)
+        ClockedTasks.stepping += time.perf_counter() - start
+        return result
+
+
+class Copies:
+    """``deepcopy``, with the time in it added up."""
+
+    seconds = 0.0
+
+    def __call__(self, value: Any) -> Any:
+        start = time.perf_counter()
+        result = deepcopy(value)
+        self.seconds += time.perf_counter() - start
         return result
 
 
@@ -74,7 +100,7 @@ class SlowNoise(Noise):
 
 def make_cheetah() -> gym.Env:
     """A half cheetah with target velocities, its simulator clocked."""
-    return MultiTaskWrapper(Clocked(gym.make("HalfCheetah-v5")), TargetVelocity(0.0, 3.0))
+    return ClockedTasks(Clocked(gym.make("HalfCheetah-v5")), TargetVelocity(0.0, 3.0))
 
 
 def make_slow() -> gym.Env:
@@ -88,17 +114,19 @@ def measure_outside(n_envs: int, turns: int, n_rounds: int) -> dict[str, Any]:
     # Nets of 256 units, no updates.
     model = ClockedSAC("MultiInputPolicy", vec_env, learning_starts=0, gradient_steps=0, buffer_size=1_000_000, seed=0)
     model.learn(n_envs * n_rounds, log_interval=None)  # warm up
-    shares: dict[str, list[float]] = {"outside": [], "policy": [], "buffer": [], "rest": []}
-    for _ in range(turns):
-        Clocked.seconds, model.acting, model.storing = 0.0, 0.0, 0.0
-        start = time.perf_counter()
-        model.learn(n_envs * n_rounds, log_interval=None, reset_num_timesteps=False)
-        whole = time.perf_counter() - start
-        parts = {"policy": model.acting / whole, "buffer": model.storing / whole}
-        shares["outside"].append(1 - Clocked.seconds / whole)
-        shares["rest"].append(shares["outside"][-1] - sum(parts.values()))
-        for name, share in parts.items():
-            shares[name].append(share)
+    shares: dict[str, list[float]] = {}
+    copies = Copies()
+    with patch.object(dummy_vec_env, "deepcopy", copies):
+        for _ in range(turns):
+            Clocked.seconds = ClockedTasks.stepping = copies.seconds = model.acting = model.storing = 0.0
+            start = time.perf_counter()
+            model.learn(n_envs * n_rounds, log_interval=None, reset_num_timesteps=False)
+            whole = time.perf_counter() - start
+            parts = {"policy": model.acting, "wrapper": ClockedTasks.stepping - Clocked.seconds, "copies": copies.seconds}
+            parts["buffer"] = model.storing
+            outside = whole - Clocked.seconds
+            for name, seconds in {"outside": outside, **parts, "rest": outside - sum(parts.values())}.items():
+                shares.setdefault(name, []).append(seconds / whole)
     print(f"\nHalf cheetah with tasks, {n_envs} environments, collected by the policy: shares of the time")
     result = {name: interval_of_median(np.array(values)) for name, values in shares.items()}
     for name, value in result.items():

@@ -12,7 +12,8 @@ failed=0
 mkdir -p "$out"
 "$python" -c 'import torch; assert torch.cuda.is_available(), "This PyTorch sees no GPU."; print(torch.cuda.get_device_name())' \
     | tee "$out/device.txt" || exit 1
-timeout 120 "$python" -m pytest -q tests/networks/test_fast_sac.py -k "cuda or gpu or record" -rs 2>&1 | tee "$out/tests.txt" || failed=1
+timeout 120 "$python" -m pytest -q tests/networks/test_fast_sac.py tests/relabel/test_tensor_forms.py \
+    -k "cuda or gpu or record" -rs 2>&1 | tee "$out/tests.txt" || failed=1
 for batch_size in 256 1024 4096; do
     timeout 90 "$python" benchmarks/gradient_speed.py --device cuda --batch-size "$batch_size" --turns 7 \
         --json "$out/gradient_speed_$batch_size.json" || failed=1

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_limit.py --json benchmarks/results/gpu_limit.json
 
-The replay's time is taken by CUDA events round replays that follow each other without a pause: the GPU's own time. Where a
+Batches are drawn and labelled once as they are, windows judged on the GPU, and once with windows judged by the processor. The
+replay's time is taken by CUDA events round replays that follow each other without a pause: the GPU's own time. Where a
 gradient step takes longer than that, the processor that draws and labels the batch is the limit.
 """
 
@@ -10,6 +11,7 @@ import pathlib
 import sys
 import time
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch as th
@@ -18,8 +20,16 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.gradient_speed import learner
 from benchmarks.measuring import interval_of_median, parser, run, show
+from hipi_sb3.relabel.rows import RelabelBatch
 
+#: Calls a turn: twice as often as a label is used, so that each turn pays for its labels.
 CALLS = 32
+
+
+def judged_by_processor(buffer: Any, batch_size: int) -> None:
+    """Draw a batch whose windows are judged by NumPy."""
+    with patch.object(RelabelBatch, "_judging_device", None):
+        buffer.sample(batch_size)
 
 
 def of_processor(function: Any) -> float:
@@ -60,6 +70,7 @@ def parts_of_step(turns: int, batch_size: int) -> dict[str, Any]:
     parts = {
         "gradient step": lambda: of_processor(lambda: model.train(1, batch_size=batch_size)),
         "batch, drawn and labelled": lambda: of_processor(lambda: buffer.sample(batch_size)),
+        "the same, judged by the processor": lambda: of_processor(lambda: judged_by_processor(buffer, batch_size)),
         "replay on the GPU": lambda: of_gpu(graph._replay),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}

@@ -251,7 +251,7 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     for ax in axes.ravel()[len(envs) :]:
         ax.axis("off")
     figure.legend(handles.values(), handles.keys(), loc="lower right", bbox_to_anchor=(0.99, 0.05), fontsize=11)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=70)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@
 The time of ``sample`` with all rows relabeled, less that of ``sample`` without relabeling, over the rows: once with rows that
 are scored for each label, and once with the default of ``label_reuse``. Nets of 256 x 256, 21 inputs, 6 actions. Then what it
 saves to send observations and tasks through the first layers apart instead of repeating both for every pair, on the sizes of
-a half cheetah and of a humanoid.
+a half cheetah and of a humanoid. Last, where the time of a batch goes on FetchReach's spaces: *networks* are passes through
+them to score pairs, which a GPU makes where there is one; *labels* is all else that labels take (outcomes, the posterior,
+draws from it), shared by the batches that use them; *batch* is to gather and judge the rows, labels given.
 """
 
 import pathlib
@@ -13,6 +15,7 @@ import sys
 import time
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -23,10 +26,11 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.core_speed import unbounded
-from benchmarks.gradient_speed import learner
+from benchmarks.gradient_speed import NoiseWithGoals, learner
 from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
-from hipi_sb3 import HIPISAC
+from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.relabel import rows
 from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner
 from hipi_sb3.relabel.scores import score_pairs
 
@@ -73,14 +77,14 @@ def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str,
         env = SpacesOnly(observation_space, spaces.Box(-1.0, 1.0, (n_actions,), np.float32))
         # DictReplayBuffer: nothing is sampled, and it needs no tasks.
         model = HIPISAC("MultiInputPolicy", env, replay_buffer_class=DictReplayBuffer, buffer_size=1, device="cpu", seed=0)
-        rows = [{"observation": th.randn(batch_size, n_inputs), "task": th.zeros(batch_size, 1)} for _ in range(2)]
+        both = [{"observation": th.randn(batch_size, n_inputs), "task": th.zeros(batch_size, 1)} for _ in range(2)]
         numbers = (
             th.randn(n_tasks, 1),
             th.randn(batch_size, n_tasks),
             th.zeros(batch_size, n_tasks, dtype=th.bool),
             th.full((batch_size, n_tasks), 0.99),
         )
-        pairs = Pairs(*rows, th.rand(batch_size, n_actions), *numbers, with_task=TaskLayout("task", 1).put)
+        pairs = Pairs(*both, th.rand(batch_size, n_actions), *numbers, with_task=TaskLayout("task", 1).put)
         for score in ("td", "q"):
             learners = {"apart": SACLearner(model), "repeated": Learner(model)}
             functions = {kind: partial(score_pairs, learners[kind], score, pairs) for kind in learners}
@@ -88,6 +92,47 @@ def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str,
             results[f"{name}, {score}"] = ratio(seconds["repeated"], seconds["apart"])
             show(f"  {name}, score {score}, {batch_size} rows, {n_tasks} candidates", results[f"{name}, {score}"])
     return {"repeated_over_apart": results}
+
+
+def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dict[str, Any]:
+    """Microseconds of a batch by part, processor time."""
+    results: dict[str, Any] = {}
+    print("\nparts of a batch on FetchReach's spaces, by defaults, processor time")
+    for batch_size in batch_sizes:
+        model = learner("hipisac", n_transitions, NoiseWithGoals())
+        buffer = model.replay_buffer
+        assert isinstance(buffer, HIPIReplayBuffer)
+        reuse = buffer.relabeler.label_reuse
+        spent = dict.fromkeys(("scores", "assign"), 0.0)
+
+        def clocked(name: str, function: Any, spent: dict[str, float] = spent) -> Any:
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                start = time.process_time()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    spent[name] += time.process_time() - start
+
+            return wrapper
+
+        parts: dict[str, list[float]] = {"networks": [], "labels": [], "batch": []}
+        buffer.relabeler._assign = clocked("assign", buffer.relabeler._assign)  # type: ignore[method-assign]
+        with patch.object(rows, "score_pairs", clocked("scores", rows.score_pairs)):
+            for turn in range(turns + 1):
+                spent.update(scores=0.0, assign=0.0)
+                start = time.process_time()
+                for _ in range(reuse):
+                    buffer.sample(batch_size)
+                whole = time.process_time() - start
+                if turn > 0:  # the first warms up
+                    parts["networks"].append(1e6 * spent["scores"] / reuse)
+                    parts["labels"].append(1e6 * (spent["assign"] - spent["scores"]) / reuse)
+                    parts["batch"].append(1e6 * (whole - spent["assign"]) / reuse)
+        cell = {name: interval_of_median(np.array(values)) for name, values in parts.items()}
+        results[f"batch {batch_size}"] = cell
+        for name, value in cell.items():
+            show(f"  batch {batch_size}: {name}", value, unit=" us")
+    return {"parts_us_a_batch": results}
 
 
 class SpacesOnly(gym.Env):
@@ -103,10 +148,17 @@ def main() -> None:
     options.add_argument("--candidates", type=int, nargs="+", default=[8, 32, 128, 256, 1024])
     options.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024])
     options.add_argument("--turns", type=int, default=30, help="most turns of a cell")
+    options.add_argument("--parts", action="store_true", help="measure nothing but the parts of a batch")
     args = options.parse_args()
     sizes = ([2, 4], [8], 3, 100) if args.quick else (args.candidates, args.batch_sizes, args.turns, 2000)
     pairs = (sizes[2], 8, 4) if args.quick else (sizes[2], 128, 32)
-    run("relabel_cost.py", args, lambda: measure(*sizes) | measure_first_layers(*pairs))
+    parts: tuple[int, int, list[int]] = (2, 100, [8]) if args.quick else (15, 2000, [256, 1024, 4096])
+
+    def measured() -> dict[str, Any]:
+        rest = {} if args.parts else measure(*sizes) | measure_first_layers(*pairs)
+        return rest | measure_parts(*parts)
+
+    run("relabel_cost.py", args, measured)
 
 
 if __name__ == "__main__":

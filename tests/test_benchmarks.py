@@ -28,17 +28,24 @@ KEYS = {
     "end_to_end": ["authors_setting", "batch 32, 32 candidates", "steps_per_cpu_second", "median"],
     "vector_env": ["points", "PointFourRooms-v0", "vector_over_single", "high"],
     "footprint": ["peak_mebibytes", "sac", "median"],
+    "compiled_update": ["128 x 128, batch 64", "torch.jit", "speed_up", "median"],
+    "collecting": ["outside", "copies", "median"],
     "env_speed": ["environments", "PointFourRooms-v0", "steps_per_second", "median"],
 }
 
 #: Tables of learning, and what needs more than this checkout: SBX, another checkout, Ray.
 LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env", "gpu_limit", "paper_suite", "soak"]
+LEFT_OUT += ["bfloat16"]
 
 
-# Importing takes longer than tiny sizes do, so these run in this process; footprint and scaling start others.
+#: Those that start other processes or wait for a compiler.
+SLOW = ("footprint", "scaling", "compiled_update")
+
+
+# Importing takes longer than tiny sizes do, so these run in this process.
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.expensive if name in ("footprint", "scaling") else ()) for name in BENCHMARKS],
+    [pytest.param(name, marks=pytest.mark.expensive if name in SLOW else ()) for name in BENCHMARKS],
 )
 def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
     options = ["--envs", "PointFourRooms-v0"] if name == "env_speed" else []

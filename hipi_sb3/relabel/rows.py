@@ -151,7 +151,7 @@ class RelabelBatch:
         :return: R_psi(s, a), (n_rows, n_tasks)
         """
         # (n_rows, n_steps, n_tasks) each
-        rewards, terminated = self._windows.judged(self.family, tasks)
+        rewards, terminated = self._windows.judged(self.family, tasks, device=self._judging_device)
         if self.normalization is not None:
             # VecNormalize clips: an impossible task has to stay impossible.
             rewards = np.where(np.isneginf(rewards), rewards, self.normalization.normalize_reward(rewards))
@@ -161,7 +161,7 @@ class RelabelBatch:
             next_observations=self._as_seen(self._obs_after_windows),
             actions=self._to_torch(self.experience.actions[self.at]),
             tasks=self._to_torch(self._normalize_tasks(tasks)),
-            rewards=self._to_torch(np.asarray(outcomes.rewards, dtype=np.float32)),
+            rewards=self._to_float32(outcomes.rewards),
             terminated=self._to_torch(outcomes.terminated),
             discounts=self._discounts(outcomes),
             with_task=partial(with_task, self.experience.layout),
@@ -249,9 +249,14 @@ class RelabelBatch:
         ahead = np.minimum(self.experience.episodes.ahead(self.at), self.n_steps - 1)
         return self.experience.store.next_observations(self.experience.after(self.at, ahead))
 
+    @property
+    def _judging_device(self) -> th.device | None:
+        """Where steps are judged: on the networks' GPU, unless VecNormalize has to see the rewards; None is NumPy."""
+        device = self.learner.device
+        return device if device.type == "cuda" and self.normalization is None else None
+
     def _discounts(self, outcomes: Outcomes) -> th.Tensor:
-        discounts = np.asarray(self.learner.gamma**outcomes.length, dtype=np.float32)
-        return self._to_torch(discounts).expand(outcomes.terminated.shape)
+        return self._to_float32(self.learner.gamma**outcomes.length).expand(outcomes.terminated.shape)
 
     def _normalize_tasks(self, tasks: np.ndarray) -> np.ndarray:
         """Tasks as the policy sees them: statistics are kept a dimension, so they pass through with any observation."""
@@ -267,5 +272,8 @@ class RelabelBatch:
         normalized = observations if self.normalization is None else self.normalization.normalize_obs(observations)
         return each(normalized, self._to_torch)
 
-    def _to_torch(self, array: np.ndarray) -> th.Tensor:
+    def _to_float32(self, values: Any) -> th.Tensor:
+        return values.float() if isinstance(values, th.Tensor) else self._to_torch(np.asarray(values, dtype=np.float32))
+
+    def _to_torch(self, array: Any) -> th.Tensor:
         return th.as_tensor(array, device=self.learner.device)

@@ -1,11 +1,14 @@
 """What steps are worth for tasks: the only place that computes it, for what is learned and for what is scored."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch as th
 
 from hipi_sb3.experience.layout import take
 from hipi_sb3.experience.transitions import Experience, Steps
+from hipi_sb3.relabel.tensor_forms import tensor_form
 from hipi_sb3.tasks.family import TaskFamily
 
 #: Length of every window of one step.
@@ -15,7 +18,8 @@ _ONE = np.ones((), dtype=int)
 @dataclass
 class Outcomes:
     """
-    What happens in windows under tasks, up to the first termination or the end of the episode.
+    What happens in windows under tasks, up to the first termination or the end of the episode: arrays, or tensors where steps
+    were judged on a device.
 
     :param rewards: discounted sums of rewards, (n_rows, ...)
     :param terminated: whether the task or the environment ends there, (n_rows, ...); a time limit does not
@@ -23,9 +27,9 @@ class Outcomes:
         this power
     """
 
-    rewards: np.ndarray
-    terminated: np.ndarray
-    length: np.ndarray
+    rewards: Any
+    terminated: Any
+    length: Any
 
 
 class Windows:
@@ -58,23 +62,32 @@ class Windows:
         return take(happened.rewards, self.at), take(happened.dones, self.at) & ~take(happened.timeouts, self.at)
 
     def judged(
-        self, family: TaskFamily, tasks: np.ndarray, rows: np.ndarray | slice = slice(None)
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        family: TaskFamily,
+        tasks: np.ndarray,
+        rows: np.ndarray | slice = slice(None),
+        device: th.device | None = None,
+    ) -> tuple[Any, Any]:
         """
         Rewards and terminations for tasks. A time limit is no termination: the row bootstraps, unless it fulfils the task.
 
         :param family: the tasks
         :param tasks: (n_tasks, task_dim) for all rows, or (n_rows, n_tasks, task_dim)
         :param rows: which windows
-        :return: (n_rows, n_steps, n_tasks) each
+        :param device: where to judge, if the family has a form for tensors; by NumPy if None
+        :return: (n_rows, n_steps, n_tasks) each: tensors on the device where they were judged there, or arrays
         """
         at = (self.at[0][rows], self.at[1][rows])
         features = self.experience.features(at)[:, :, None]
         by_env = take(self.experience.env_terminated, at)[:, :, None]
         of_rows = tasks if tasks.ndim == 2 else tasks[:, None]
-        return family.reward(features, of_rows), by_env | family.terminated(features, of_rows)
+        form = None if device is None else tensor_form(family)
+        if form is None:
+            return family.reward(features, of_rows), by_env | family.terminated(features, of_rows)
+        rewards, terminated = form(*(th.as_tensor(array, device=device) for array in (features, of_rows)))
+        return rewards, terminated | th.as_tensor(by_env, device=device)
 
-    def outcomes(self, rewards: np.ndarray, terminated: np.ndarray, gamma: float) -> Outcomes:
+    def outcomes(self, rewards: Any, terminated: Any, gamma: float) -> Outcomes:
         """
         Add up the steps of each window.
 
@@ -86,12 +99,16 @@ class Windows:
         if self.n_steps == 1:  # the episode reaches its own step
             return Outcomes(rewards[:, 0], terminated[:, 0], _ONE)
         by_step = (slice(None), slice(None), *[None] * (rewards.ndim - 2))
+        is_inside: Any = self.is_inside[by_step]
+        discounts: Any = (gamma ** np.arange(self.n_steps))[None][by_step]
+        library: Any = np
+        if isinstance(rewards, th.Tensor):
+            library = th
+            is_inside, discounts = (th.as_tensor(array, device=rewards.device) for array in (is_inside, discounts))
         # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
-        before = np.cumsum(terminated, axis=1) - terminated
-        counts = self.is_inside[by_step] & (before == 0)
-        discounts = (gamma ** np.arange(self.n_steps))[None][by_step]
-        returns = np.sum(np.where(counts, rewards * discounts, 0.0), axis=1)
-        return Outcomes(returns, np.any(terminated & counts, axis=1), counts.sum(axis=1))
+        counts = is_inside & (library.cumsum(terminated, axis=1) == terminated)
+        returns = library.where(counts, rewards * discounts, 0.0).sum(axis=1)
+        return Outcomes(returns, (terminated & counts).any(axis=1), counts.sum(axis=1))
 
 
 def learned_outcomes(
