@@ -27,10 +27,10 @@ from hipi_sb3 import HIPISAC
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from hipi_sb3.networks import layers, products
 
-#: Steps of training and batch size by environment, as in ``hyperparams/hipi_sac.yml`` and ``paper_suite.py``.
-TASKS = {"PointFixedGoals-v0": (6000, 64), "ReacherDiscrete-v0": (15_000, 128)}
+#: Steps of training and batch size by environment, as in ``hyperparams/hipi_sac.yml``.
+TASKS = {"PointFixedGoals-v0": (6000, 64), "ReacherDiscrete-v0": (10_000, 128)}
 PRECISIONS = ("float32", "bfloat16")
-N_EVALUATIONS = 6
+N_EVALUATIONS = 5
 
 
 def rounded(tensor: th.Tensor | None) -> Any:

@@ -5,9 +5,10 @@
 The time of ``sample`` with all rows relabeled, less that of ``sample`` without relabeling, over the rows: once with rows that
 are scored for each label, and once with the default of ``label_reuse``. Nets of 256 x 256, 21 inputs, 6 actions. Then what it
 saves to send observations and tasks through the first layers apart instead of repeating both for every pair, on the sizes of
-a half cheetah and of a humanoid. Last, where the time of a batch goes on FetchReach's spaces: *networks* are passes through
-them to score pairs, which a GPU makes where there is one; *labels* is all else that labels take (outcomes, the posterior,
-draws from it), shared by the batches that use them; *batch* is to gather and judge the rows, labels given.
+a half cheetah and of a humanoid. Last, where the time of a batch goes on a half cheetah's sizes: *networks* are passes through
+them to score pairs, *outcomes* is to judge the windows of pairs (a GPU makes both where there is one), *posterior* is all else
+that labels take, draws from it included; the three are shared by the batches that use a label. *Batch* is to gather and judge
+the rows, labels given.
 """
 
 import pathlib
@@ -26,7 +27,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.core_speed import unbounded
-from benchmarks.gradient_speed import NoiseWithGoals, learner
+from benchmarks.gradient_speed import learner
 from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.experience.layout import TaskLayout
@@ -97,13 +98,13 @@ def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str,
 def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dict[str, Any]:
     """Microseconds of a batch by part, processor time."""
     results: dict[str, Any] = {}
-    print("\nparts of a batch on FetchReach's spaces, by defaults, processor time")
+    print("\nparts of a batch on a half cheetah's sizes, by defaults, processor time")
     for batch_size in batch_sizes:
-        model = learner("hipisac", n_transitions, NoiseWithGoals())
+        model = learner("hipisac", n_transitions)
         buffer = model.replay_buffer
         assert isinstance(buffer, HIPIReplayBuffer)
         reuse = buffer.relabeler.label_reuse
-        spent = dict.fromkeys(("scores", "assign"), 0.0)
+        spent = dict.fromkeys(("networks", "scores", "assign"), 0.0)
 
         def clocked(name: str, function: Any, spent: dict[str, float] = spent) -> Any:
             def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -115,19 +116,23 @@ def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dic
 
             return wrapper
 
-        parts: dict[str, list[float]] = {"networks": [], "labels": [], "batch": []}
+        parts: dict[str, list[float]] = {}
+        of_batch = rows.RelabelBatch
         buffer.relabeler._assign = clocked("assign", buffer.relabeler._assign)  # type: ignore[method-assign]
-        with patch.object(rows, "score_pairs", clocked("scores", rows.score_pairs)):
+        with (
+            patch.object(rows, "score_pairs", clocked("networks", rows.score_pairs)),
+            patch.object(of_batch, "scores", clocked("scores", of_batch.scores)),
+        ):
             for turn in range(turns + 1):
-                spent.update(scores=0.0, assign=0.0)
+                spent.update(networks=0.0, scores=0.0, assign=0.0)
                 start = time.process_time()
                 for _ in range(reuse):
                     buffer.sample(batch_size)
                 whole = time.process_time() - start
-                if turn > 0:  # the first warms up
-                    parts["networks"].append(1e6 * spent["scores"] / reuse)
-                    parts["labels"].append(1e6 * (spent["assign"] - spent["scores"]) / reuse)
-                    parts["batch"].append(1e6 * (whole - spent["assign"]) / reuse)
+                seconds = {"networks": spent["networks"], "outcomes": spent["scores"] - spent["networks"]}
+                seconds |= {"posterior": spent["assign"] - spent["scores"], "batch": whole - spent["assign"]}
+                for name, value in seconds.items() if turn > 0 else ():  # the first warms up
+                    parts.setdefault(name, []).append(1e6 * value / reuse)
         cell = {name: interval_of_median(np.array(values)) for name, values in parts.items()}
         results[f"batch {batch_size}"] = cell
         for name, value in cell.items():
