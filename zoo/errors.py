@@ -35,6 +35,18 @@ def configuration_errors(verbose: int = 1) -> Iterator[None]:
         raise ConfigurationError(one_line(error)) from error
 
 
+def mistake_in_command_line(error: Exception) -> Exception | None:
+    """
+    Tell the mistakes of the user from those of the code, among what is raised while rl_zoo3 reads the command line.
+
+    :param error: what was raised
+    :return: what to tell the user; None where it is no mistake of theirs
+    """
+    if type(error).__module__.split(".")[0] == "wandb":  # it has classes of its own
+        return ConfigurationError(f"--track: {error} WANDB_MODE=offline needs no account and no network.")
+    return error if isinstance(error, ValueError | AssertionError | ImportError) else None
+
+
 def check_name(what: str, name: str, names: Any) -> None:
     """
     Check a name of the command line.

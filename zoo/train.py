@@ -42,7 +42,7 @@ from zoo import plugin
 from zoo.checkpoints import RunStopped
 from zoo.cloning import LauncherBC
 from zoo.configuration import StoreExpressions
-from zoo.errors import ConfigurationError, check_name, exit_with_error, say_last
+from zoo.errors import ConfigurationError, check_name, exit_with_error, mistake_in_command_line, say_last
 from zoo.experiment import CHECKPOINTS, TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
 
@@ -109,11 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
         folder = managers[0].save_path
         print(f"\nStopped by {stopped}. To go on: {command_line('train.py', ['--resume', folder])}", flush=True)
         sys.exit(128 + stopped.signal_number)
-    except (ValueError, AssertionError, ImportError) as error:
-        # Before there is a manager, rl_zoo3 does nothing but read the command line.
-        if managers:
+    except Exception as error:
+        # Before there is a manager, rl_zoo3 does nothing but read the command line and ask Weights & Biases.
+        mistake = None if managers else mistake_in_command_line(error)
+        if mistake is None:
             raise
-        exit_with_error("train.py", error)
+        exit_with_error("train.py", mistake)
     finally:
         for manager in managers:
             if manager.lock is not None:

@@ -372,6 +372,18 @@ def test_a_run_is_tracked_without_a_network(tmp_path, monkeypatch):
     assert list(tmp_path.glob("runs/PointFourRooms-v0__hipi_sac__*/PointFourRooms-v0/SAC_1/events.*"))
 
 
+def test_tracking_without_an_account_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+    require("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a key would be
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    result = run("train.py", "-n", 60, "--track", "--wandb-project-name", "p", cwd=tmp_path, check=False)
+    error = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert error.startswith("train.py: error: --track: ") and "WANDB_MODE=offline" in error
+    assert not list(tmp_path.glob("logs/*/*"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
