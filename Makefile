@@ -26,7 +26,7 @@ RUN := OMP_NUM_THREADS=1 $(BIN)/python
 help:
 	@echo "make setup           install into $(VENV) (the others do it themselves)"
 	@echo "make train           train HIPI-SAC on PointFourRooms-v0: table and picture at the end (ARGS for zoo/train.py)"
-	@echo "make tour            some four minutes: training, video, comparison and report of it, all in $(TOUR)"
+	@echo "make tour            four to eight minutes: training, video, comparison and report of it, all in $(TOUR)"
 	@echo "make test            the test suite (ARGS for pytest)"
 	@echo "make test-expensive  the tests that train for minutes, into benchmarks/results/expensive_tests.txt"
 	@echo "make bench           all measurements of speed and memory, into benchmarks/results (ARGS=--quick to try)"

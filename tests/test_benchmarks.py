@@ -61,6 +61,11 @@ def test_it_runs_and_says_what_it_measured(name, tmp_path, monkeypatch):
     assert name not in KEYS or np.isfinite(value)
 
 
+def test_products_are_a_share_of_an_update():
+    [share] = importlib.import_module("benchmarks.products").measure_share(quick=True)["share_of_products"].values()
+    assert 0 < share["median"] < 1
+
+
 def test_make_bench_runs_every_benchmark_but_those_that_are_left_out():
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"measuring", *LEFT_OUT}
     assert set(BENCHMARKS) == scripts
