@@ -8,6 +8,7 @@ import gymnasium as gym
 import mo_gymnasium
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from numpy.testing import assert_allclose, assert_array_equal
@@ -20,6 +21,7 @@ from hipi_sb3 import HIPIBC, HIPIDQN, HIPISAC, CallableTasks, GoalReaching, HIPI
 from hipi_sb3.check_family import check_family
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.evaluation import evaluate_tasks
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, with_task
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.tasks.vector_reward import VectorRewardTasks
 
@@ -219,6 +221,38 @@ def test_images_stay_images(algorithm: Any, channels_last: bool, tmp_path: Any) 
     for key, array in buffer.observations.items():
         assert_array_equal(array, loaded.replay_buffer.observations[key])
     loaded.learn(20, reset_num_timesteps=False)
+
+
+def test_images_are_seen_once_a_row_and_scored_as_pair_by_pair() -> None:
+    model = HIPISAC("MultiInputPolicy", DummyVecEnv([camera(task_key="goal")]), train_freq=10, **QUICK).learn(60)
+    buffer: Any = model.replay_buffer
+    batch, layout = buffer.sample(6), buffer.layout
+    tasks, numbers = th.linspace(-1, 1, 10).reshape(5, 2), th.zeros(6, 5)
+    pairs = Pairs(
+        batch.observations,
+        batch.next_observations,
+        batch.actions,
+        tasks,
+        numbers,
+        numbers,
+        numbers,
+        lambda observations, tasks: with_task(layout, observations, tasks),
+    )
+    seen: list[int] = []
+    for network in (model.actor, model.critic, model.critic_target):
+        network.features_extractor.extractors["camera"].register_forward_hook(
+            lambda _, inputs, __: seen.append(len(inputs[0]))
+        )
+    for method in ("pair_q", "pair_next_value"):
+        values = []
+        for learner in (SACLearner(model), Learner(model)):
+            th.manual_seed(0)  # of the actions that V is taken from
+            seen.clear()
+            with th.no_grad():
+                values.append(getattr(learner, method)(pairs).numpy())
+            assert max(seen) == (6 if type(learner) is SACLearner else 30)
+        assert_allclose(values[0], values[1], atol=1e-5)
+        assert np.ptp(values[0], axis=1).min() > 1e-4
 
 
 def test_images_are_rewarded_as_they_are_seen() -> None:

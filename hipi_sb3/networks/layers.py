@@ -146,20 +146,32 @@ def is_flat(extractor: nn.Module) -> bool:
     return type(extractor) is FlattenExtractor
 
 
-def is_plain(actor: Any, *critics: Any) -> bool:
+def sees_parts_apart(extractor: nn.Module) -> bool:
+    """
+    Whether a feature extractor is one of stable-baselines3 that gives each part of an observation features of its own: vectors
+    are flattened, and images go through networks of their own.
+
+    :param extractor: feature extractor
+    :return: whether it does
+    """
+    return type(extractor) is CombinedExtractor or is_flat(extractor)
+
+
+def is_plain(actor: Any, *critics: Any, extractor_fits: Callable[[nn.Module], bool] = is_flat) -> bool:
     """
     Whether networks are those of stable-baselines3's SAC, and small ones: known layers over flat observations. A class that is
     derived from one of them may do anything else, and is not.
 
     :param actor: actor
     :param critics: critics
+    :param extractor_fits: what their feature extractors have to be
     :return: whether they are
     """
     return (
         type(actor) is Actor
         and not actor.use_sde
         and all(type(critic) is ContinuousCritic for critic in critics)
-        and all(is_flat(network.features_extractor) for network in (actor, *critics))
+        and all(extractor_fits(network.features_extractor) for network in (actor, *critics))
         and all(map(Layers.knows, [actor.latent_pi, [actor.mu, actor.log_std]]))
         and all(Layers.knows(network) for critic in critics for network in critic.q_networks)
     )

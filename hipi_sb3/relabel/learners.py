@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from hipi_sb3.experience.layout import TaskLayout, each
-from hipi_sb3.networks.layers import Layers, PairInputs, is_plain
+from hipi_sb3.networks.layers import Layers, PairInputs, is_flat, is_plain, sees_parts_apart
 from hipi_sb3.networks.policy_sample import PolicySample
 
 TensorObs = Any  # th.Tensor or dict[str, th.Tensor], as stable-baselines3's policies take it
@@ -193,56 +193,71 @@ class SACLearner(Learner):
     """
     SAC: twin critics with targets, a squashed Gaussian policy, entropy temperature alpha.
 
-    Where its networks are plain ones, observations and tasks go through their first layers apart: neither is repeated.
+    Where its networks are plain ones, observations and tasks go through their first layers apart: neither is repeated. Images
+    go through the convolutions once a row, not once a candidate.
     """
 
     #: Which entry of flat observations is the first of the task, once it is known; -1 if none is.
     _first: int | None = None
 
     def pair_q(self, pairs: Pairs) -> th.Tensor:
-        inputs = self._pair_inputs(pairs, pairs.observations)
+        inputs = self._pair_inputs(pairs, pairs.observations, self.model.critic)
         if inputs is None:
             return super().pair_q(pairs)
         inputs = replace(inputs, rows=th.cat([inputs.rows, pairs.actions], dim=1))
         return pairs.untile(self._smallest(self.model.critic, inputs))
 
     def pair_next_value(self, pairs: Pairs) -> th.Tensor:
-        inputs = self._pair_inputs(pairs, pairs.next_observations)
+        actor, target = self.model.actor, self.model.critic_target
+        inputs = self._pair_inputs(pairs, pairs.next_observations, actor)
         if inputs is None:
             return super().pair_next_value(pairs)
-        policy = PolicySample(self.model.actor, inputs)
-        next_q = self._smallest(self.model.critic_target, replace(inputs, extra=policy.actions))
+        policy = PolicySample(actor, inputs)
+        if not self._is_flat:  # each network has learned to see for itself
+            inputs = replace(inputs, rows=self._features(pairs, pairs.next_observations, target))
+        next_q = self._smallest(target, replace(inputs, extra=policy.actions))
         return pairs.untile(next_q - self.entropy_weight * policy.log_prob)
 
-    def _pair_inputs(self, pairs: Pairs, observations: TensorObs) -> PairInputs | None:
-        """Flat observations and tasks, apart; None where the networks or the observations are of another kind."""
+    def _pair_inputs(self, pairs: Pairs, observations: TensorObs, network: Any) -> PairInputs | None:
+        """Features of a network and tasks, apart; None where the networks or the observations are of another kind."""
         if not self._is_plain:
             return None
         if self._first is None:
             self._first = self._first_of_task(pairs, observations)
         if self._first < 0:
             return None
-        rows = self._flatten(pairs.with_task(observations, pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])))
-        return PairInputs(rows, pairs.tasks, self._first)
+        return PairInputs(self._features(pairs, observations, network), pairs.tasks, self._first)
+
+    def _features(self, pairs: Pairs, observations: TensorObs, network: Any) -> th.Tensor:
+        """What the layers of a network take of the rows, their task all zero, (batch_size, n)."""
+        no_task = pairs.tasks.new_zeros(len(pairs.rewards), pairs.tasks.shape[-1])
+        return network.extract_features(pairs.with_task(observations, no_task), network.features_extractor)
 
     def _first_of_task(self, pairs: Pairs, observations: TensorObs) -> int:
         """Which input is the first of the task; -1 where the networks see something else of it, such as a one-hot code."""
-        # On the CPU, whatever the device is: nothing has to be read back.
-        one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device="cpu"))
-        no_task = th.zeros(1, pairs.tasks.shape[-1])
-        change = (self._flatten(pairs.with_task(one_row, task)) for task in (no_task + 1, no_task))
-        difference = next(change)[0] - next(change)[0]
+        # On the CPU, whatever the device is, where no weights are involved: nothing has to be read back.
+        device = "cpu" if self._is_flat else self.device
+        one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device=device))
+        no_task = th.zeros(1, pairs.tasks.shape[-1], device=device)
+        actor = self.model.actor
+        seen = (
+            actor.extract_features(pairs.with_task(one_row, task), actor.features_extractor) for task in (no_task + 1, no_task)
+        )
+        difference = next(seen)[0] - next(seen)[0]
         first = int(difference.bool().byte().argmax())
         expected = th.zeros_like(difference)
         expected[first : first + no_task.shape[1]] = 1
         return first if th.equal(difference, expected) else -1
 
     @cached_property
-    def _is_plain(self) -> bool:
-        return is_plain(self.model.actor, self.model.critic, self.model.critic_target)
+    def _is_flat(self) -> bool:
+        model = self.model
+        return all(is_flat(network.features_extractor) for network in (model.actor, model.critic, model.critic_target))
 
-    def _flatten(self, observations: TensorObs) -> th.Tensor:
-        return self.model.actor.extract_features(observations, self.model.actor.features_extractor)
+    @cached_property
+    def _is_plain(self) -> bool:
+        model = self.model
+        return is_plain(model.actor, model.critic, model.critic_target, extractor_fits=sees_parts_apart)
 
     @staticmethod
     def _smallest(critic: Any, inputs: PairInputs) -> th.Tensor:
