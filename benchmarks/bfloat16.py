@@ -92,7 +92,12 @@ def interval_of_mean(values: np.ndarray) -> dict[str, float]:
     """Mean and its 95 % bootstrap interval."""
     draws = np.random.default_rng(0).choice(values, size=(2000, len(values))).mean(axis=1)  # over seeds
     low, high = np.percentile(draws, [2.5, 97.5])
-    return {"median": float(values.mean()), "low": float(low), "high": float(high)}
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+def show_mean(label: str, value: dict[str, float]) -> None:
+    """Print a mean with its interval as one line."""
+    show(f"  {label}", {"median": value["mean"], **value})
 
 
 def compare(n_seeds: int, jobs: int, steps_of: Callable[[str], int]) -> dict[str, Any]:
@@ -110,16 +115,16 @@ def compare(n_seeds: int, jobs: int, steps_of: Callable[[str], int]) -> dict[str
         for kind, values in by_precision.items():
             summary[kind] = {"curves": values.tolist(), "end": interval_of_mean(values[:, -1])}
             summary[kind]["mean_height"] = interval_of_mean(values.mean(axis=1))
-            show(f"  {kind}, at the end", summary[kind]["end"])
-            show(f"  {kind}, mean height of the curve", summary[kind]["mean_height"])
+            show_mean(f"{kind}, at the end", summary[kind]["end"])
+            show_mean(f"{kind}, mean height of the curve", summary[kind]["mean_height"])
         # The same seed makes the same networks, but the runs part after some steps: seeds are not pairs.
         low, high = by_precision["bfloat16"].mean(axis=1), by_precision["float32"].mean(axis=1)
         rng = np.random.default_rng(0)
         draws = rng.choice(low, (2000, n_seeds)).mean(axis=1) - rng.choice(high, (2000, n_seeds)).mean(axis=1)
         bounds = np.percentile(draws, [2.5, 97.5])
-        difference = {"median": float(low.mean() - high.mean()), "low": float(bounds[0]), "high": float(bounds[1])}
+        difference = {"mean": float(low.mean() - high.mean()), "low": float(bounds[0]), "high": float(bounds[1])}
         summary["bfloat16_minus_float32"] = difference
-        show("  bfloat16 less float32, mean height", difference)
+        show_mean("bfloat16 less float32, mean height", difference)
         result[environment] = summary
     return {"tasks": result}
 

@@ -1,6 +1,7 @@
 """A small environment with a family of tasks, and hand-filled buffers, for the tests of several modules."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from hipi_sb3 import DiscreteTasks, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TaskFamily
 from hipi_sb3.experience.layout import TaskLayout
 from hipi_sb3.experience.transitions import Experience
-from hipi_sb3.relabel.learners import Learner, Pairs
+from hipi_sb3.relabel.learners import Learner, Pairs, with_task
 
 #: Corridor of goals, with goals wide enough that a short random walk meets some.
 GOALS = GoalReaching(low=[-1.0], high=[1.0], radius=0.15)
@@ -195,3 +196,17 @@ def fill(buffer: Any, steps: Sequence[Sequence[Step]], flat: bool = False, start
     """Store steps one after another: ``steps[time][environment]``."""
     for clock, step in enumerate(steps, start):
         add_step(buffer.add, clock, step, flat)
+
+
+def pairs_of(batch: Any, layout: TaskLayout, tasks: th.Tensor) -> Pairs:
+    """
+    All pairs of a sampled batch with tasks, for what does not look at rewards and ends.
+
+    :param batch: what a buffer's ``sample`` gave
+    :param layout: where an observation holds its task
+    :param tasks: (n_tasks, task_dim)
+    :return: the pairs
+    """
+    numbers = th.zeros(len(batch.rewards), len(tasks))
+    put = partial(with_task, layout)
+    return Pairs(batch.observations, batch.next_observations, batch.actions, tasks, numbers, numbers, numbers, put)

@@ -20,6 +20,7 @@ from line_walk import (
     make_line_walk,
     make_matrix_walk,
     one_task,
+    pairs_of,
     vec_line_walk,
 )
 from numpy.testing import assert_allclose, assert_array_equal
@@ -32,7 +33,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 import hipi_sb3.relabel.rows
 from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper, TargetVelocity, TrajectoryDataset
-from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, with_task
+from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner
 from hipi_sb3.relabel.strategies import RelabelRows, Strategy
 
 SMALL: dict[str, Any] = {
@@ -142,19 +143,7 @@ def test_scores_of_several_axes_are_those_of_pair_by_pair() -> None:
     model = make_model(make_matrix_walk())
     buffer = train(model)
     batch = buffer.sample(6)
-    tasks = th.linspace(-1, 1, 5)[:, None]
-    numbers = th.zeros(6, 5)
-    layout = buffer.layout
-    pairs = Pairs(
-        batch.observations,
-        batch.next_observations,
-        batch.actions,
-        tasks,
-        numbers,
-        numbers,
-        numbers,
-        lambda observations, tasks: with_task(layout, observations, tasks),
-    )
+    pairs = pairs_of(batch, buffer.layout, th.linspace(-1, 1, 5)[:, None])
     with th.no_grad():
         apart, repeated = SACLearner(model).pair_q(pairs), Learner(model).pair_q(pairs)
     assert_allclose(apart.numpy(), repeated.numpy(), atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from line_walk import pairs_of
 from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -21,7 +22,7 @@ from hipi_sb3 import HIPIBC, HIPIDQN, HIPISAC, CallableTasks, GoalReaching, HIPI
 from hipi_sb3.check_family import check_family
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.evaluation import evaluate_tasks
-from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, with_task
+from hipi_sb3.relabel.learners import Learner, SACLearner
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.tasks.vector_reward import VectorRewardTasks
 
@@ -226,24 +227,13 @@ def test_images_stay_images(algorithm: Any, channels_last: bool, tmp_path: Any) 
 def test_images_are_seen_once_a_row_and_scored_as_pair_by_pair() -> None:
     model = HIPISAC("MultiInputPolicy", DummyVecEnv([camera(task_key="goal")]), train_freq=10, **QUICK).learn(60)
     buffer: Any = model.replay_buffer
-    batch, layout = buffer.sample(6), buffer.layout
-    tasks, numbers = th.linspace(-1, 1, 10).reshape(5, 2), th.zeros(6, 5)
-    pairs = Pairs(
-        batch.observations,
-        batch.next_observations,
-        batch.actions,
-        tasks,
-        numbers,
-        numbers,
-        numbers,
-        lambda observations, tasks: with_task(layout, observations, tasks),
-    )
+    pairs = pairs_of(buffer.sample(6), buffer.layout, th.linspace(-1, 1, 10).reshape(5, 2))
     seen: list[int] = []
     for network in (model.actor, model.critic, model.critic_target):
         network.features_extractor.extractors["camera"].register_forward_hook(
             lambda _, inputs, __: seen.append(len(inputs[0]))
         )
-    for method in ("pair_q", "pair_next_value"):
+    for method in ("pair_q", "pair_value", "pair_next_value"):
         values = []
         for learner in (SACLearner(model), Learner(model)):
             th.manual_seed(0)  # of the actions that V is taken from

@@ -175,6 +175,10 @@ class Learner:
         """Minimum over the critics of Q(s, a, psi), (batch_size, n_tasks)."""
         return pairs.untile(self.min_q(pairs.tile_observations(pairs.observations), pairs.tile(pairs.actions)))
 
+    def pair_value(self, pairs: Pairs) -> th.Tensor:
+        """V(s, psi) of the current critic and policy for every task, (batch_size, n_tasks)."""
+        return pairs.untile(self.value(pairs.tile_observations(pairs.observations)))
+
     def pair_next_value(self, pairs: Pairs) -> th.Tensor:
         """Value of the next state for every task as the Bellman target has it, (batch_size, n_tasks)."""
         return pairs.untile(self.next_value(pairs.tile_observations(pairs.next_observations)))
@@ -207,16 +211,25 @@ class SACLearner(Learner):
         inputs = replace(inputs, rows=th.cat([inputs.rows, pairs.actions], dim=1))
         return pairs.untile(self._smallest(self.model.critic, inputs))
 
+    def pair_value(self, pairs: Pairs) -> th.Tensor:
+        value = self._pair_value(pairs, pairs.observations, self.model.critic)
+        return super().pair_value(pairs) if value is None else value
+
     def pair_next_value(self, pairs: Pairs) -> th.Tensor:
-        actor, target = self.model.actor, self.model.critic_target
-        inputs = self._pair_inputs(pairs, pairs.next_observations, actor)
+        value = self._pair_value(pairs, pairs.next_observations, self.model.critic_target)
+        return super().pair_next_value(pairs) if value is None else value
+
+    def _pair_value(self, pairs: Pairs, observations: TensorObs, critic: Any) -> th.Tensor | None:
+        """V by a critic and one sample of the policy; None where inputs cannot be taken apart."""
+        actor = self.model.actor
+        inputs = self._pair_inputs(pairs, observations, actor)
         if inputs is None:
-            return super().pair_next_value(pairs)
+            return None
         policy = PolicySample(actor, inputs)
         if not self._is_flat:  # each network has learned to see for itself
-            inputs = replace(inputs, rows=self._features(pairs, pairs.next_observations, target))
-        next_q = self._smallest(target, replace(inputs, extra=policy.actions))
-        return pairs.untile(next_q - self.entropy_weight * policy.log_prob)
+            inputs = replace(inputs, rows=self._features(pairs, observations, critic))
+        q = self._smallest(critic, replace(inputs, extra=policy.actions))
+        return pairs.untile(q - self.entropy_weight * policy.log_prob)
 
     def _pair_inputs(self, pairs: Pairs, observations: TensorObs, network: Any) -> PairInputs | None:
         """Features of a network and tasks, apart; None where the networks or the observations are of another kind."""

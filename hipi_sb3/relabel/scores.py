@@ -56,8 +56,7 @@ def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
     R = Q(s, a, psi) - V(s, psi): how much better the action was than what the policy does for that task.
     """
-    observations = pairs.tile_observations(pairs.observations)
-    return pairs.untile(learner.min_q(observations, pairs.tile(pairs.actions)) - learner.value(observations))
+    return learner.pair_q(pairs) - learner.pair_value(pairs)
 
 
 def mixed_score(learner: Learner, pairs: Pairs) -> th.Tensor:

@@ -1,7 +1,5 @@
 """Families judge tensors as they judge arrays."""
 
-from operator import itemgetter
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,8 +21,6 @@ from hipi_sb3.relabel.tensor_forms import tensor_form
 from hipi_sb3.relabel.windows import Windows
 
 CPU = th.device("cpu")
-#: ``features(env, obs, action, next_obs, reward, info)``: the next observation.
-NEXT = itemgetter(3)
 FAMILIES = {
     "goals": GoalReaching([-1.0] * 3, [1.0] * 3, radius=0.8),
     "goals of two numbers that do not end": GoalReaching([-1.0] * 2, [1.0] * 2, radius=0.8, terminate=False),
