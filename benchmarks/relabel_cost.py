@@ -45,7 +45,8 @@ def measure(candidates: list[int], batch_sizes: list[int], most_turns: int, n_tr
     plain = learner("sac_hipi", n_transitions, strategy="none").replay_buffer
     print(f"\n{'relabeling, microseconds a row':62}")
     for n in candidates:
-        options = {"relabel_prob": 1.0, "n_candidate_tasks": n}
+        # Every label is a draw from the posterior: those of the prior are not scored.
+        options = {"relabel_prob": 1.0, "prior_share": 0.0, "n_candidate_tasks": n}
         # The learners have to stay alive: the buffers ask their critics.
         once = learner("hipisac", n_transitions, label_reuse=1, **options)
         reused = learner("hipisac", n_transitions, **options)

@@ -70,6 +70,8 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
     :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled, 0.5 by default
+    :param prior_share: share of the labels of ``"hipi"`` that are drawn from the prior instead, so that a task also sees what
+        is not good for it
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
@@ -97,6 +99,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 64,
         relabel_prob: float | None = None,
+        prior_share: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,
@@ -122,6 +125,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             candidates=candidates,
             n_candidate_tasks=n_candidate_tasks,
             relabel_prob=relabel_prob,
+            prior_share=prior_share,
             warmup_updates=warmup_updates,
             label_reuse=label_reuse,
             # Where an action of many is chosen by its value, what else was tried in a window spoils its return: ten bits are

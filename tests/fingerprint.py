@@ -62,7 +62,7 @@ def fingerprint(env_id: str, normalize: bool, options: dict[str, Any], n_samples
         learning_starts=10_000,
         policy_kwargs=dict(net_arch=[16, 16]),
         replay_buffer_class=HIPIReplayBuffer,
-        replay_buffer_kwargs={"gamma": 0.99, "relabel_prob": 0.5, **options},
+        replay_buffer_kwargs={"gamma": 0.99, "relabel_prob": 0.5, "prior_share": 0.0, **options},
         device="cpu",
     )
     model.learn(800)

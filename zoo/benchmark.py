@@ -65,7 +65,10 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi": Method(),
     # As the authors released it: commanded tasks of the batch as candidates, with -log pi in the score.
     "hipi_released": Method(
-        ("score=paper", "candidates=batch", "log_partition=batch", "temperature=1.0", "n_candidate_tasks=32", "n_steps=1")
+        (
+            *("score=paper", "candidates=batch", "log_partition=batch", "temperature=1.0"),
+            *("n_candidate_tasks=32", "n_steps=1", "prior_share=0.0"),
+        )
     ),
     "max_reward": Method(("strategy=max_reward",)),
     "air": Method(("strategy=air",)),
@@ -78,6 +81,8 @@ KEY_TO_METHOD: dict[str, Method] = {
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
+    # ... share of labels from the prior, ...
+    "hipi_w0": Method(("prior_share=0.0",)),
     # ... uses of a label, ...
     "hipi_reuse1": Method(("label_reuse=1",)),
     # ... candidates, ...

@@ -23,6 +23,7 @@ RELABEL_OPTIONS = (
     "candidates",
     "n_candidate_tasks",
     "relabel_prob",
+    "prior_share",
     "warmup_updates",
     "label_reuse",
     "n_steps",

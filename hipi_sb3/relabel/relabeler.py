@@ -67,11 +67,13 @@ class Relabeler:
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 64,
         relabel_prob: float = 0.5,
+        prior_share: float = 0.5,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,
     ) -> None:
         check_probability("relabel_prob", relabel_prob, "the share of rows that are relabeled")
+        check_probability("prior_share", prior_share, "the share of labels that are drawn from the prior")
         check_count("warmup_updates", warmup_updates, 0)
         check_count("label_reuse", label_reuse, 1, ", how often a label is used")
         if score is not None:
@@ -83,6 +85,7 @@ class Relabeler:
         #: What was asked for. What is None follows the tasks, see :mod:`hipi_sb3.relabel.defaults`.
         self.asked: dict[str, Any] = {"score": score, "n_steps": n_steps}
         self.asked |= {"log_partition": log_partition, "temperature": temperature}
+        self.prior_share = prior_share
         self.inference = self._make_inference("none", "spread:1")  # until they are known
         self.candidates = candidates
         self.n_candidate_tasks = n_candidate_tasks
@@ -201,22 +204,33 @@ class Relabeler:
         is_new = np.zeros(len(at[0]), dtype=bool)
         if not isinstance(self.strategy, NoRelabeling) and self.relabel_prob > 0:
             is_new = self.rng.random(len(is_new)) < self.relabel_prob
-        rows = np.flatnonzero(is_new)
         asks_critic = learner is not None and learner.n_updates >= self.warmup_updates
+        is_random = self._which_are_random(is_new, asks_critic)
+        rows, random_rows = np.flatnonzero(is_new & ~is_random), np.flatnonzero(is_random)
         pooled = None
         if self.label_reuse > 1 and asks_critic:
             pooled = self._from_pool(experience, at, rows, learner, normalization, record)
         obs, next_obs = experience.transitions(at)
         tasks = experience.layout.get(obs)
-        if len(rows) > 0:
-            if pooled is None:
-                batch = self._rows(experience, at, rows, learner, normalization, (obs, next_obs))
-                is_early = self.strategy.needs_scores and not asks_critic
-                pooled = self._assign(batch, RandomTask() if is_early else self.strategy, record)
-            tasks[rows] = pooled
+        for of, strategy, new in ((rows, self.strategy, pooled), (random_rows, RandomTask(), None)):
+            if len(of) == 0:
+                continue
+            if new is None:
+                batch = self._rows(experience, at, of, learner, normalization, (obs, next_obs))
+                # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
+                new = self._assign(batch, strategy, record if of is rows or len(rows) == 0 else None)
+            tasks[of] = new
             for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
-                experience.layout.write(observations, rows, pooled)
+                experience.layout.write(observations, of, new)
         return Relabeled(at, obs, next_obs, tasks, is_new)
+
+    def _which_are_random(self, is_new: np.ndarray, asks_critic: bool) -> np.ndarray:
+        """Which of the rows to be relabeled get a random candidate: while the critic is not asked all of them."""
+        if self.strategy.needs_scores and not asks_critic:
+            return is_new
+        if not self.strategy.is_draw or self.prior_share == 0:
+            return np.zeros_like(is_new)
+        return is_new & (self.rng.random(len(is_new)) < self.prior_share)
 
     def preview(
         self, experience: Experience, batch_size: int, learner: Learner | None, normalization: Normalization | None = None
@@ -281,6 +295,8 @@ class Relabeler:
         """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
         start = time.perf_counter()
         tasks = strategy.assign(batch, self.rng)
+        if isinstance(strategy, RandomTask):  # which has not asked for what a task would pay
+            tasks = np.where(batch.are_possible(tasks)[:, None], tasks, batch.commanded)
         if record is not None:
             self._record(batch, tasks, (time.perf_counter() - start) / n_uses, record)
         return tasks
@@ -296,7 +312,8 @@ class Relabeler:
     ) -> np.ndarray:
         """Replace the rows that are to be relabeled by rows that have been scored; their new tasks, (n_rows, task_dim)."""
         assert self.family is not None
-        n_new = max(1, round(self.relabel_prob * len(at[0])))
+        share = 1.0 - self.prior_share if self.strategy.is_draw else 1.0
+        n_new = max(1, round(self.relabel_prob * share * len(at[0])))
         if self.pool is None:
             n_labels = self.label_reuse if self.strategy.is_draw else 1
             self.pool = LabelPool(n_new, n_labels, self.family.task_dim, self.label_reuse)
@@ -326,7 +343,7 @@ class Relabeler:
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as plain values; objects are described."""
-        plain = ("score", "n_steps", "n_candidate_tasks", "relabel_prob", "warmup_updates", "label_reuse")
+        plain = ("score", "n_steps", "n_candidate_tasks", "relabel_prob", "prior_share", "warmup_updates", "label_reuse")
         return {name: getattr(self, name) for name in plain} | {
             "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
             "temperature": self.inference.temperature,

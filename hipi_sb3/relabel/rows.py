@@ -168,6 +168,16 @@ class RelabelBatch:
         )
         return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
 
+    def are_possible(self, tasks: np.ndarray) -> np.ndarray:
+        """
+        Whether the rows may have these tasks: for an impossible one a step of the window is rewarded with -inf.
+
+        :param tasks: a task a row, (n_rows, task_dim)
+        :return: (n_rows,)
+        """
+        rewards, terminated = self._windows.judged(self.family, tasks[:, None])
+        return self._windows.outcomes(rewards, terminated, 1.0).rewards[:, 0] > -np.inf
+
     def diagnostics(self, tasks: np.ndarray, full: bool) -> dict[str, Any]:
         """
         What was decided, in numbers.

@@ -1,5 +1,6 @@
 """Strategies that look at trajectories and rewards, reuse of labels, and looking at what relabeling does."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch as th
 from line_walk import GOALS, NoCritic, directions, goal_buffer, make_line_walk, walked
 from numpy.testing import assert_array_equal
 
-from hipi_sb3 import HIPISAC, FiniteTasks, LinearReward
+from hipi_sb3 import HIPISAC, FiniteTasks, GoalReaching, LinearReward
 from hipi_sb3.callbacks import RelabelSnapshotCallback
+from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.relabel.candidates import Candidates
 from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
-from hipi_sb3.relabel.relabeler import Relabeler
+from hipi_sb3.relabel.relabeler import Relabeled, Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
-from hipi_sb3.relabel.strategies import ApproximateIRL, MaximumAdvantage, MaximumReward
+from hipi_sb3.relabel.strategies import HIPI, ApproximateIRL, MaximumAdvantage, MaximumReward, Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 
 TASKS = np.arange(3.0)[:, None]
@@ -136,7 +138,7 @@ def test_returns_are_those_of_the_stored_trajectories_up_to_the_end_of_the_task(
 
 def test_reused_labels_are_inferred_once_in_so_many_batches() -> None:
     experience, rng = walked(60, buffer_size=100), np.random.default_rng(0)
-    relabeler: Any = Relabeler(label_reuse=5, relabel_prob=0.5, n_candidate_tasks=4)
+    relabeler: Any = Relabeler(label_reuse=5, relabel_prob=0.5, prior_share=0.0, n_candidate_tasks=4)
     relabeler.setup(GOALS)
     calls = []
     original = relabeler._assign
@@ -181,7 +183,7 @@ def test_each_use_of_a_scored_row_takes_one_of_its_labels() -> None:
 
 
 def test_the_labels_of_a_pooled_row_are_draws_from_its_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
-    relabeler = Relabeler(label_reuse=400, relabel_prob=1.0, n_candidate_tasks=4, candidates="batch")
+    relabeler = Relabeler(label_reuse=400, relabel_prob=1.0, prior_share=0.0, n_candidate_tasks=4, candidates="batch")
     relabeler.setup(GOALS)
     batches: list[RelabelBatch] = []
     original = relabeler._assign
@@ -227,6 +229,92 @@ def test_reuse_of_one_is_no_pool_and_zero_is_refused() -> None:
     assert buffer.relabeler.pool is None
     with pytest.raises(ValueError, match="label_reuse must be at least 1"):
         goal_buffer(label_reuse=0)
+
+
+# -- labels from the prior -------------------------------------------------------------------------------------------
+
+
+class SomeAreImpossible(GoalReaching):
+    """Goals on the left are impossible for what happened on the right."""
+
+    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return np.where((tasks[..., 0] < 0) & (features[..., 0] > 0), -np.inf, super().reward(features, tasks))
+
+
+def relabelings(relabeler: Relabeler, n_samples: int = 100, batch_size: int = 200) -> Iterator[tuple[Experience, Relabeled]]:
+    """Batches of a walk, relabeled after the pool has filled up."""
+    experience, rng = walked(60, buffer_size=100), np.random.default_rng(0)
+    for k in range(N_BATCHES + n_samples):
+        relabeled = relabeler(experience, some_steps(batch_size, rng), NoCritic())
+        if k >= N_BATCHES:
+            yield experience, relabeled
+
+
+class SameSide(GoalReaching):
+    """Pays 1 on the side of the goal, and -1 on the other."""
+
+    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return np.where((tasks[..., 0] < 0) == (features[..., 0] < 0), 1.0, -1.0)
+
+    def terminated(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return np.zeros(np.broadcast_shapes(features.shape, tasks.shape)[:-1], dtype=bool)
+
+
+@pytest.mark.parametrize("label_reuse", [1, 4])
+@pytest.mark.parametrize("prior_share", [0.0, 0.4, 1.0])
+def test_a_share_of_the_labels_comes_from_the_prior(label_reuse: int, prior_share: float) -> None:
+    family = SameSide(low=[-1.0], high=[1.0], radius=0.15)
+    options: dict[str, Any] = {"candidates": "prior", "temperature": 0.0, "score": "reward", "n_steps": 1}
+    relabeler = Relabeler(prior_share=prior_share, label_reuse=label_reuse, relabel_prob=0.5, **options)
+    relabeler.setup(family)
+    n_new, n_other = 0, 0
+    for experience, relabeled in relabelings(relabeler):
+        new = relabeled.is_new
+        n_new += np.count_nonzero(new)
+        n_other += np.count_nonzero(family.reward(experience.features(relabeled.at), relabeled.tasks)[new] < 0)
+        assert_array_equal(relabeled.obs["task"], relabeled.tasks)
+        assert_array_equal(relabeled.next_obs["task"][new], relabeled.tasks[new])
+    assert abs(n_new / 20_000 - 0.5) < 4 * 0.5 / np.sqrt(20_000)
+    # At T = 0 the posterior has the goals of the row's own side alone; half of the prior's are on the other.
+    assert abs(n_other / n_new - 0.5 * prior_share) <= 0.03 * (prior_share > 0)
+
+
+def test_rows_with_a_label_of_the_prior_are_not_scored() -> None:
+    relabeler: Any = Relabeler(label_reuse=5, relabel_prob=0.5, prior_share=0.75, n_candidate_tasks=4)
+    relabeler.setup(GOALS)
+    scored: list[int] = []
+    original = relabeler._assign
+
+    def watched(batch: RelabelBatch, strategy: Strategy, *rest: Any) -> np.ndarray:
+        if isinstance(strategy, HIPI):
+            scored.append(len(batch.commanded))
+        return original(batch, strategy, *rest)
+
+    relabeler._assign = watched
+    for _ in relabelings(relabeler, 100, batch_size=80):
+        pass
+    assert set(scored) == {10} and abs(len(scored) - N_BATCHES - 100 / 5) <= 3
+
+
+@pytest.mark.parametrize("strategy", ["hipi", "random"])
+def test_a_random_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: str) -> None:
+    family = SomeAreImpossible(low=[-1.0], high=[1.0], radius=0.15)
+    relabeler = Relabeler(strategy, prior_share=0.9, relabel_prob=1.0, n_candidate_tasks=8, candidates="prior", n_steps=3)
+    relabeler.setup(family)
+    kept = 0
+    for experience, relabeled in relabelings(relabeler, 10):
+        _, rewards, _ = learned_outcomes(experience, family, relabeled.at, relabeled.tasks, relabeled.is_new, 1)
+        commanded = experience.layout.get(experience.transitions(relabeled.at)[0])
+        changed = (relabeled.tasks != commanded).any(axis=1)
+        assert (rewards[changed] > -np.inf).all()
+        kept += np.count_nonzero(~changed)
+    assert kept > 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "half"])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    with pytest.raises(ValueError, match="prior_share is a number from 0 to 1"):
+        Relabeler(prior_share=share)
 
 
 # -- looking ---------------------------------------------------------------------------------------------------------
