@@ -122,15 +122,15 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
         "sac": ("sac", {}),
         "sac_hipi, no relabeling": ("sac_hipi", {"strategy": "none"}),
         "sac_hipi, future": ("sac_hipi", {"strategy": "future", **half}),
-        "sac_hipi, 32": ("sac_hipi", {"n_candidate_tasks": 32, **half}),
+        "sac_hipi, the defaults": ("sac_hipi", {}),
         "hipisac, no relabeling": ("hipisac", {"strategy": "none"}),
         "hipisac, the defaults": ("hipisac", {}),
-        "hipisac, 32": ("hipisac", {"n_candidate_tasks": 32, **half}),
+        "hipisac, 64": ("hipisac", {"n_candidate_tasks": 64, **half}),
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256, **half}),
-        "hipisac, 32, labels used once": ("hipisac", {"n_candidate_tasks": 32, "label_reuse": 1, **half}),
+        "hipisac, labels used once": ("hipisac", {"label_reuse": 1}),
     }
-    recorded = ["hipisac, 32, CUDA graph"] if device.startswith("cuda") else []
-    kinds |= dict.fromkeys(recorded, ("recorded", {"n_candidate_tasks": 32, **half}))
+    recorded = ["hipisac, the defaults, CUDA graph"] if device.startswith("cuda") else []
+    kinds |= dict.fromkeys(recorded, ("recorded", {}))
     print(
         f"\ngradient steps a second on {device}: batch {batch_size}, nets {width} x {width}; candidates as given, "
         "relabel_prob 0.5"
@@ -139,7 +139,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
     kinds["her"] = ("her", {})
-    fetch_kinds = ["sac", "her", "sac_hipi, 32", "hipisac, the defaults", "hipisac, 32", "hipisac, 256", *recorded]
+    fetch_kinds = ["sac", "her", "sac_hipi, the defaults", "hipisac, the defaults", "hipisac, 64", "hipisac, 256", *recorded]
     fetch = {
         name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, device, **kinds[name][1]) for name in fetch_kinds
     }

@@ -99,9 +99,9 @@ def measure_first_layers(turns: int, batch_size: int, n_tasks: int) -> dict[str,
 def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dict[str, Any]:
     """Microseconds of a batch by part, processor time."""
     results: dict[str, Any] = {}
-    print("\nparts of a batch on a half cheetah's sizes, by defaults, processor time")
+    print("\nparts of a batch on a half cheetah's sizes, every label from the posterior, processor time")
     for batch_size in batch_sizes:
-        model = learner("hipisac", n_transitions)
+        model = learner("hipisac", n_transitions, prior_share=0.0)
         buffer = model.replay_buffer
         assert isinstance(buffer, HIPIReplayBuffer)
         reuse = buffer.relabeler.label_reuse

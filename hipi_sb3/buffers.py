@@ -97,7 +97,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         log_partition: str | LogPartition | None = None,
         temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
-        n_candidate_tasks: int = 64,
+        n_candidate_tasks: int = 32,
         relabel_prob: float | None = None,
         prior_share: float = 0.5,
         warmup_updates: int = 0,

@@ -65,7 +65,7 @@ class Relabeler:
         log_partition: str | LogPartition | None = None,
         temperature: float | str | None = None,
         candidates: str | Mapping[str, float] | None = None,
-        n_candidate_tasks: int = 64,
+        n_candidate_tasks: int = 32,
         relabel_prob: float = 0.5,
         prior_share: float = 0.5,
         warmup_updates: int = 0,
@@ -211,7 +211,7 @@ class Relabeler:
         if self.label_reuse > 1 and asks_critic:
             pooled = self._from_pool(experience, at, rows, learner, normalization, record)
         obs, next_obs = experience.transitions(at)
-        tasks = experience.layout.get(obs)
+        tasks, n_changed = experience.layout.get(obs), 0
         for of, strategy, new in ((rows, self.strategy, pooled), (random_rows, RandomTask(), None)):
             if len(of) == 0:
                 continue
@@ -219,9 +219,12 @@ class Relabeler:
                 batch = self._rows(experience, at, of, learner, normalization, (obs, next_obs))
                 # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
                 new = self._assign(batch, strategy, record if of is rows or len(rows) == 0 else None)
+            n_changed += np.count_nonzero((tasks[of] != new).any(axis=1))
             tasks[of] = new
             for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
                 experience.layout.write(observations, of, new)
+        if record is not None and is_new.any():
+            record("share_changed", n_changed / len(is_new))
         return Relabeled(at, obs, next_obs, tasks, is_new)
 
     def _which_are_random(self, is_new: np.ndarray, asks_critic: bool) -> np.ndarray:
@@ -332,10 +335,7 @@ class Relabeler:
         """Say what was decided, in numbers."""
         full = self._n_samples % _FULL_DIAGNOSTICS_EVERY == 0
         self._n_samples += 1
-        values = batch.diagnostics(tasks, full) | {
-            "share_changed": self.relabel_prob * np.count_nonzero((tasks != batch.commanded).any(axis=1)) / len(tasks),
-            "us_per_row": 1e6 * seconds / len(tasks),
-        }
+        values = batch.diagnostics(tasks, full) | {"us_per_row": 1e6 * seconds / len(tasks)}
         for key, value in values.items():
             record(key, float(value))
 
