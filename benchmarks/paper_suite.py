@@ -77,8 +77,8 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
     finished = set(before[["method", "env", "seed"]].itertuples(index=False, name=None))
     for some in (METHODS, MORE_METHODS) if methods is None else (methods,):
         missing = [cell for cell in make_cells(seeds, some) if (cell.method, cell.env, cell.seed) not in finished]
-        # Task by task, so that what is committed grows with what is finished.
-        for _, cells in itertools.groupby(missing, key=lambda cell: (cell.seed, cell.env)):
+        # Task by task, so that what is committed grows with what is finished; of one method seed by seed, for all jobs to do.
+        for _, cells in itertools.groupby(missing, key=lambda cell: (cell.seed, cell.env if len(some) > 1 else "")):
             of_task = list(cells)
             broken += benchmark.run_cells(of_task, folder, args)
             if any((folder / cell.name / "cell.json").is_file() for cell in of_task):
@@ -261,10 +261,16 @@ def main() -> None:
     parser.add_argument("--methods", help=f"instead of all: {', '.join((*METHODS, *MORE_METHODS))}")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "logs" / "paper_suite", help="where runs go")
     parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--hipi", default="hipi", help="method that is HIPI: 'hipi_posterior' is what were the defaults before prior_share"
+    )
     args = parser.parse_args()
     if not args.show:
         run(args.seeds, args.jobs, args.folder, args.methods and tuple(args.methods.split(",")))
-    frame = compared(pd.read_csv(RESULTS / "paper_suite.csv"))
+    frame = pd.read_csv(RESULTS / "paper_suite.csv")
+    if args.hipi != "hipi":
+        frame = frame[frame["method"] != "hipi"].replace({"method": {args.hipi: "hipi"}})
+    frame = compared(frame)
     tasks = compare(frame)
     result = {
         "commits": sorted(set(frame["commit"])),
