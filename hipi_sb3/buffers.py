@@ -99,7 +99,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 32,
         relabel_prob: float | None = None,
-        prior_share: float = 0.5,
+        prior_share: float | None = None,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,

@@ -67,13 +67,14 @@ class Relabeler:
         candidates: str | Mapping[str, float] | None = None,
         n_candidate_tasks: int = 32,
         relabel_prob: float = 0.5,
-        prior_share: float = 0.5,
+        prior_share: float | None = None,
         warmup_updates: int = 0,
         label_reuse: int = 16,
         n_steps: int | None = None,
     ) -> None:
         check_probability("relabel_prob", relabel_prob, "the share of rows that are relabeled")
-        check_probability("prior_share", prior_share, "the share of labels that are drawn from the prior")
+        if prior_share is not None:
+            check_probability("prior_share", prior_share, "the share of labels that are drawn from the prior")
         check_count("warmup_updates", warmup_updates, 0)
         check_count("label_reuse", label_reuse, 1, ", how often a label is used")
         if score is not None:
@@ -83,9 +84,8 @@ class Relabeler:
         check_candidates(candidates, n_candidate_tasks)
         self.strategy = make_strategy(strategy)
         #: What was asked for. What is None follows the tasks, see :mod:`hipi_sb3.relabel.defaults`.
-        self.asked: dict[str, Any] = {"score": score, "n_steps": n_steps}
+        self.asked: dict[str, Any] = {"score": score, "n_steps": n_steps, "prior_share": prior_share}
         self.asked |= {"log_partition": log_partition, "temperature": temperature}
-        self.prior_share = prior_share
         self.inference = self._make_inference("none", "spread:1")  # until they are known
         self.candidates = candidates
         self.n_candidate_tasks = n_candidate_tasks
@@ -144,6 +144,14 @@ class Relabeler:
     def score(self) -> str:
         """R_psi of the posterior: what was asked for, or what suits the tasks."""
         return self.asked["score"] or ("progress" if self.family is None else defaults_for(self.family).score)
+
+    @property
+    def prior_share(self) -> float:
+        """Share of labels that come from the prior: what was asked for, or what suits the tasks; of labels that are drawn."""
+        if self.family is None or not self.strategy.is_draw:
+            return 0.0
+        asked = self.asked["prior_share"]
+        return defaults_for(self.family).prior_share if asked is None else float(asked)
 
     @property
     def n_steps(self) -> int:
@@ -219,7 +227,7 @@ class Relabeler:
                 batch = self._rows(experience, at, of, learner, normalization, (obs, next_obs))
                 # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
                 new = self._assign(batch, strategy, record if of is rows or len(rows) == 0 else None)
-            n_changed += np.count_nonzero((tasks[of] != new).any(axis=1))
+            n_changed += int(np.count_nonzero((tasks[of] != new).any(axis=1)))
             tasks[of] = new
             for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
                 experience.layout.write(observations, of, new)
@@ -231,7 +239,7 @@ class Relabeler:
         """Which of the rows to be relabeled get a random candidate: while the critic is not asked all of them."""
         if self.strategy.needs_scores and not asks_critic:
             return is_new
-        if not self.strategy.is_draw or self.prior_share == 0:
+        if self.prior_share == 0:
             return np.zeros_like(is_new)
         return is_new & (self.rng.random(len(is_new)) < self.prior_share)
 
@@ -315,8 +323,7 @@ class Relabeler:
     ) -> np.ndarray:
         """Replace the rows that are to be relabeled by rows that have been scored; their new tasks, (n_rows, task_dim)."""
         assert self.family is not None
-        share = 1.0 - self.prior_share if self.strategy.is_draw else 1.0
-        n_new = max(1, round(self.relabel_prob * share * len(at[0])))
+        n_new = max(1, round(self.relabel_prob * (1.0 - self.prior_share) * len(at[0])))
         if self.pool is None:
             n_labels = self.label_reuse if self.strategy.is_draw else 1
             self.pool = LabelPool(n_new, n_labels, self.family.task_dim, self.label_reuse)

@@ -311,6 +311,21 @@ def test_a_random_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: 
     assert kept > 0
 
 
+def test_by_default_half_of_the_labels_come_from_the_prior_where_its_tasks_teach() -> None:
+    finite_goals = FiniteTasks(GOALS, [[-0.5], [0.5]])
+    weights = LinearReward([-1.0, -1.0], [1.0, 1.0], speed)
+    for family, share in ((GOALS, 0.5), (weights, 0.5), (directions(), 0.5), (finite_goals, 0.0)):
+        for asked, expected in ((None, share), (0.25, 0.25)):
+            relabeler = Relabeler(prior_share=asked)
+            relabeler.setup(family)
+            assert relabeler.prior_share == relabeler.options()["prior_share"] == expected
+    # What is no draw from the posterior has no share of the prior either.
+    for strategy in ("map", "random", "future", "none"):
+        relabeler = Relabeler(strategy, prior_share=0.5)
+        relabeler.setup(GOALS)
+        assert relabeler.prior_share == 0.0
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), "half"])
 def test_a_share_that_is_none_is_refused(share: Any) -> None:
     with pytest.raises(ValueError, match="prior_share is a number from 0 to 1"):
