@@ -272,7 +272,7 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     for ax in axes.ravel()[len(envs) :]:
         ax.axis("off")
     figure.legend(handles.values(), handles.keys(), loc="lower right", bbox_to_anchor=(0.99, 0.05), fontsize=11)
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=60)
 
 
 def main() -> None:

@@ -82,7 +82,6 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
     # ... share of labels from the prior (with more candidates, too, as it once was), ...
-    "hipi_w0": Method(("prior_share=0.0",)),
     "hipi_w50": Method(("prior_share=0.5",)),
     "hipi_posterior": Method(("prior_share=0.0", "n_candidate_tasks=64")),
     # ... labels of the prior alone, but of rows that are used as often as those of the posterior, ...
