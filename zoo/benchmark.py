@@ -49,10 +49,12 @@ class Method:
 
     :param relabel: options of ``zoo/train.py --relabel``
     :param algo: algorithm of the launcher
+    :param hyperparams: options of ``zoo/train.py --hyperparams``
     """
 
     relabel: tuple[str, ...] = ()
     algo: str = "hipi_sac"
+    hyperparams: tuple[str, ...] = ()
 
 
 KEY_TO_METHOD: dict[str, Method] = {
@@ -78,6 +80,11 @@ KEY_TO_METHOD: dict[str, Method] = {
     "random_n5": Method(("strategy=random", "n_steps=5")),
     "her_future_n5": Method(("strategy=future", "n_steps=5")),
     "hipi_n1": Method(("n_steps=1",)),
+    # Several updates a step, for both.
+    "hipi_g2": Method(hyperparams=("gradient_steps:2",)),
+    "hipi_g4": Method(hyperparams=("gradient_steps:4",)),
+    "her_future_n5_g2": Method(("strategy=future", "n_steps=5"), hyperparams=("gradient_steps:2",)),
+    "her_future_n5_g4": Method(("strategy=future", "n_steps=5"), hyperparams=("gradient_steps:4",)),
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
@@ -284,6 +291,7 @@ def cell_options(cell: Cell, args: argparse.Namespace) -> list[str]:
     options += ["-n", str(args.n_timesteps)] if args.n_timesteps else []
     options += ["--gym-packages", *packages] if packages else []
     options += ["--relabel", *method.relabel] if method.relabel else []
+    options += ["--hyperparams", *method.hyperparams] if method.hyperparams else []
     return options
 
 

@@ -60,16 +60,17 @@ def defaults_for(family: TaskFamily) -> Defaults:
 
 def default_candidates(family: TaskFamily, drawn: str = "batch", by_row: bool = False) -> str | Mapping[str, float]:
     """
-    The default candidates: every task of a finite family, or draws from its prior where it has many; half drawn tasks and half
-    reached goals; drawn tasks for the rest.
+    The default candidates: every task of a finite family; reached and commanded goals; draws from the prior for the rest, and
+    for a finite family of many tasks. The tasks that were commanded so far are draws from the prior, too, but only as many as
+    there were episodes: where these are long, a policy that learns from them alone knows a handful of tasks.
 
     :param family: the tasks
-    :param drawn: where tasks are drawn: ``"batch"``, or ``"prior"`` where the data may know no commanded task
+    :param drawn: where unreached goals are drawn: ``"batch"``, or ``"prior"`` where the data may know no commanded task
     :param by_row: whether rows may have candidates of their own: then most are goals of the row's own future
     :return: a value for ``candidates``
     """
-    if family.tasks is not None:
-        return "all" if len(family.tasks) <= MANY_TASKS else "prior"
-    if not family.reaches_goals:
-        return drawn
+    if family.tasks is not None and len(family.tasks) <= MANY_TASKS:
+        return "all"
+    if family.tasks is not None or not family.reaches_goals:
+        return "prior"
     return {drawn: 0.125, "achieved": 0.125, "future": 0.75} if by_row else {drawn: 0.5, "achieved": 0.5}

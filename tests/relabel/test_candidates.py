@@ -117,7 +117,7 @@ def test_a_share_too_small_for_one_task_of_the_own_future_leaves_shared_candidat
 def test_defaults_fit_the_family() -> None:
     assert default_candidates(directions()) == "all"
     assert default_candidates(GOALS) == {"batch": 0.5, "achieved": 0.5}
-    assert default_candidates(SPEEDS) == "batch"
+    assert default_candidates(SPEEDS) == "prior"
     assert default_candidates(GOALS, by_row=True) == {"batch": 0.125, "achieved": 0.125, "future": 0.75}
     tasks = draw(default_candidates(GOALS)).tasks
     assert is_from(tasks, COMMANDED).sum() == is_from(tasks, FEATURES).sum() == 16
