@@ -60,6 +60,8 @@ class Method:
 KEY_TO_METHOD: dict[str, Method] = {
     "none": Method(("strategy=none",)),
     "random": Method(("strategy=random",)),
+    # Of the tasks that were commanded in the batch, instead of any, where rewards come in every step.
+    "random_commanded": Method(("strategy=random", "candidates=batch")),
     "her_final": Method(("strategy=final",)),
     "her_future": Method(("strategy=future",)),
     # SB3's own HerReplayBuffer, in GoalEnvs: those of sac.yml have it.
@@ -91,8 +93,6 @@ KEY_TO_METHOD: dict[str, Method] = {
     # ... share of labels from the prior (with more candidates, too, as it once was), ...
     "hipi_w50": Method(("prior_share=0.5",)),
     "hipi_posterior": Method(("prior_share=0.0", "n_candidate_tasks=64")),
-    # ... labels of the prior alone, but of rows that are used as often as those of the posterior, ...
-    "hipi_uniform": Method(("temperature=1.0e+9", "prior_share=0.0")),
     # ... uses of a label, ...
     "hipi_reuse1": Method(("label_reuse=1",)),
     # ... candidates, ...

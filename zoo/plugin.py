@@ -197,7 +197,7 @@ def sample_relabeling(
     trial.suggest_categorical(f"{PREFIX}strategy", strategies)
     if has_critic:
         trial.suggest_float(f"{PREFIX}prob", 0.2, 0.9)
-        trial.suggest_categorical(f"{PREFIX}prior_share", [0.0, 0.5])
+        trial.suggest_categorical(f"{PREFIX}prior_share", [0.0, 0.5, 0.875])
     trial.suggest_categorical(f"{PREFIX}candidates", candidates)
     trial.suggest_int(f"{PREFIX}n_candidate_tasks_pow", 3, 6)
     if has_critic:

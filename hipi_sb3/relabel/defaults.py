@@ -6,9 +6,10 @@ Tasks that are fulfilled at some moment (goals, and whatever ends) pay little un
 got there is worth more than the critic knows, so it is learned from whole and judged by what happened. Rewards that come in
 every step are the other way round: what a step paid says more of the state than of the action, so the critic compares actions,
 softly, for a task that sees only what is good for it learns no difference; and windows would add the mistakes of the policy
-that acted. For the same reason half of the labels come from the prior, where a task of the prior teaches something: goals that
-the row's own future reached do, and so does any task that pays in every step. Of a finite set of tasks that end, a random one
-is hardly ever fulfilled, and all labels are the posterior's. ``docs/results.md`` has the measurements.
+that acted. For the same reason a share of the labels comes from the prior, where a task of the prior teaches something: half
+of the goals are those of the row's own future, and of tasks that pay in every step, any of which teaches, seven eighths are
+drawn. Of a finite set of tasks that end, a random one is hardly ever fulfilled, and all labels are the posterior's.
+``docs/results.md`` has the measurements.
 """
 
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def defaults_for(family: TaskFamily) -> Defaults:
     log_partition = "none" if family.tasks is None else "running"
     if family.reaches_goals or family.tasks_end:
         return Defaults("progress", log_partition, "spread:1", 0.5 if family.reaches_goals else 0.0, WINDOW)
-    return Defaults("advantage", log_partition, "spread:2", 0.5, 1)
+    return Defaults("advantage", log_partition, "spread:2", 0.875, 1)
 
 
 def default_candidates(family: TaskFamily, drawn: str = "batch", by_row: bool = False) -> str | Mapping[str, float]:

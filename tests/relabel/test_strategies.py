@@ -311,10 +311,10 @@ def test_a_random_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: 
     assert kept > 0
 
 
-def test_by_default_half_of_the_labels_come_from_the_prior_where_its_tasks_teach() -> None:
+def test_by_default_labels_come_from_the_prior_where_its_tasks_teach() -> None:
     finite_goals = FiniteTasks(GOALS, [[-0.5], [0.5]])
     weights = LinearReward([-1.0, -1.0], [1.0, 1.0], speed)
-    for family, share in ((GOALS, 0.5), (weights, 0.5), (directions(), 0.5), (finite_goals, 0.0)):
+    for family, share in ((GOALS, 0.5), (weights, 0.875), (directions(), 0.875), (finite_goals, 0.0)):
         for asked, expected in ((None, share), (0.25, 0.25)):
             relabeler = Relabeler(prior_share=asked)
             relabeler.setup(family)
