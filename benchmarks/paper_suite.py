@@ -55,9 +55,6 @@ NEEDS_GOALS = ("her_future", "her_future_n5")
 
 N_TIMESTEPS, EVAL_FREQ = 15_000, 1500
 
-#: Mark of a task whose runs of HIPI are of earlier defaults.
-BEFORE = "(before)"
-
 
 def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
     """Cells of some methods, seed by seed."""
@@ -95,19 +92,6 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
 # -- what it says -----------------------------------------------------------------------------------------------------
 
 
-def by_the_latest_defaults(frame: pd.DataFrame) -> pd.DataFrame:
-    """
-    Where HIPI has not run by its present defaults yet, those of before stand in: all labels from the posterior, among 64
-    candidates. The task's name says so.
-    """
-    for env in frame["env"].unique():
-        of_env = frame["env"] == env
-        if not (frame[of_env]["method"] == "hipi").any():
-            frame.loc[of_env & (frame["method"] == "hipi_posterior"), "method"] = "hipi"
-            frame.loc[of_env, "env"] = f"{env} {BEFORE}"
-    return frame
-
-
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """The seeds of each task for which all that is compared is there, of a suite that is not finished."""
     main = frame[frame["method"].isin(METHODS)]
@@ -118,7 +102,7 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 def today_in(env: str) -> str:
     """The method that users of stable-baselines3 have for an environment."""
-    return "her_future" if env.removesuffix(BEFORE).strip() in GOAL_TASKS else "random"
+    return "her_future" if env in GOAL_TASKS else "random"
 
 
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
@@ -241,6 +225,35 @@ def as_markdown(tasks: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def as_page(tasks: dict[str, Any]) -> str:
+    """A page with a table of each task: every method that has run there."""
+    lines = [
+        "# Every task of the suite",
+        "",
+        "Written by `python benchmarks/paper_suite.py --show` from",
+        "[`paper_suite.csv`](../benchmarks/results/paper_suite.csv); [Results](results.md#the-papers-suite) say more.",
+        "*Height* is the mean of the curve, *end* that of the last two of its ten evaluations; intervals are of the",
+        "difference of the heights, 95 % bootstrap over the seeds. CPU seconds are those of a run on one core, some of them",
+        "on other machines than the rest. `hipi_posterior` is HIPI with all labels from the posterior, `random_commanded`",
+        "draws random labels among the tasks that were commanded in the batch.",
+    ]
+    for env, task in tasks.items():
+        digits = 2 if task["metric"] == "success" else 1
+        lines += ["", f"## {env}", "", f"By {task['metric'].replace('_', ' ')}, after {N_TIMESTEPS} steps.", ""]
+        lines += [
+            "| method | seeds | height | end | HIPI's height minus this one's | CPU seconds |",
+            "|---|---|---|---|---|---|",
+        ]
+        for method, entry in sorted(task["methods"].items(), key=lambda item: -item[1]["area"]):
+            mean, low, high = entry["hipi_area_minus_this"]
+            of_hipi = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" if method != "hipi" else ""
+            lines.append(
+                f"| {'**hipi**' if method == 'hipi' else f'`{method}`'} | {entry['seeds']} | {entry['area']:.{digits}f} "
+                f"| {entry['final']:.{digits}f} | {of_hipi} | {entry['cpu_seconds']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     """Every task's curves: means over the seeds, and each seed as a thin line."""
     import matplotlib
@@ -251,6 +264,7 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     envs = list(dict.fromkeys(frame["env"]))
     figure, axes = plt.subplots(-(-len(envs) // 4), 4, figsize=(14, 2.9 * -(-len(envs) // 4)), layout="constrained")
     styles = {
+        "random_commanded": ("#999999", ":", "random labels among commanded tasks"),
         "random": ("#999999", "-", "random labels"),
         "random_n5": ("#999999", "--", "random labels, windows of 5"),
         "her_future": ("#E69F00", "-", "HER, future"),
@@ -285,7 +299,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.show:
         run(args.seeds, args.jobs, args.folder, args.methods and tuple(args.methods.split(",")))
-    frame = compared(by_the_latest_defaults(pd.read_csv(RESULTS / "paper_suite.csv")))
+    frame = compared(pd.read_csv(RESULTS / "paper_suite.csv"))
     tasks = compare(frame)
     result = {
         "commits": sorted(set(frame["commit"])),
@@ -294,6 +308,7 @@ def main() -> None:
         "tasks": tasks,
     }
     write_atomically(RESULTS / "paper_suite.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(ROOT / "docs" / "paper_suite_tables.md", as_page(tasks))
     draw(frame, ROOT / "docs" / "paper_suite.png")
     print(as_markdown(tasks), "\n")
     print(json.dumps(result["over_all"], indent=1))

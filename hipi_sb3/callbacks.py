@@ -227,7 +227,7 @@ def draw_relabeling(path: Path, family: TaskFamily, arrays: dict[str, np.ndarray
     n_panels = 1 + has_posterior + has_prices
     figure = Figure(figsize=(4.6 * n_panels, 4.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, n_panels))
-    _draw_assignment(axes[0], family, arrays["commanded"], arrays["assigned"], walls)
+    draw_labels(axes[0], family, arrays["commanded"], arrays["assigned"], walls)
     if has_prices:
         _draw_log_partition(axes[1], family, arrays["candidates"], arrays["log_partition"])
     if has_posterior:
@@ -237,9 +237,18 @@ def draw_relabeling(path: Path, family: TaskFamily, arrays: dict[str, np.ndarray
         figure.savefig(temporary, dpi=100, format="png")
 
 
-def _draw_assignment(
-    axes: Any, family: TaskFamily, commanded: np.ndarray, assigned: np.ndarray, walls: np.ndarray | None
+def draw_labels(
+    axes: Any, family: TaskFamily, commanded: np.ndarray, assigned: np.ndarray, walls: np.ndarray | None = None
 ) -> None:
+    """
+    Draw who was relabeled with what, the first panel of :class:`RelabelSnapshotCallback`.
+
+    :param axes: Matplotlib axes to draw into
+    :param family: the tasks
+    :param commanded: commanded tasks, (batch_size, task_dim)
+    :param assigned: assigned tasks, (batch_size, task_dim)
+    :param walls: map of a maze, (height, width), bool, to draw goals over
+    """
     if family.tasks is not None:
         of, to = (np.argmax(np.all(tasks[:, None] == family.tasks, axis=2), axis=1) for tasks in (commanded, assigned))
         counts = np.zeros((len(family.tasks),) * 2)

@@ -35,7 +35,7 @@ KEYS = {
 
 #: Tables of learning, and what needs more than this checkout: SBX, another checkout, Ray.
 LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_vec_env", "gpu_limit", "paper_suite", "soak"]
-LEFT_OUT += ["bfloat16"]
+LEFT_OUT += ["bfloat16", "paper_labels"]
 
 
 #: Those that start other processes or wait for a compiler.
@@ -153,9 +153,26 @@ def test_the_paper_suite_counts_the_steps_that_hipi_needs():
     assert over_all["probability_of_improvement"]["today"][0] == 1
     table = paper_suite.as_markdown(tasks).splitlines()
     assert len(table) == 4 and "| 30% | 50% (her_future_n5) |" in table[2]
-    # Where HIPI has run by earlier defaults only, these stand in, and the task's name says so.
-    earlier = frame["env"].eq("SawyerReach-v0") & frame["method"].eq("hipi")
-    mixed = frame.assign(method=frame["method"].mask(earlier, "hipi_posterior")).reset_index(drop=True)
-    marked = paper_suite.compare(paper_suite.compared(paper_suite.by_the_latest_defaults(mixed)))
-    assert list(marked) == ["SawyerReach-v0 (before)", "ReacherDiscrete-v0"]
-    assert marked["SawyerReach-v0 (before)"] == sawyer
+    page = paper_suite.as_page(tasks)
+    assert "## ReacherDiscrete-v0" in page and "| `her_future` | 2 | 0.28 | 0.47 | +0.5" in page
+
+
+def test_the_labels_of_the_suite_are_those_of_the_last_policy(tmp_path, monkeypatch, capsys):
+    from benchmarks import paper_labels
+    from hipi_sb3 import HIPISAC
+
+    run = tmp_path / "runs" / "PointMassLinear-v0" / "hipi" / "seed0" / "logs" / "hipi_sac" / "PointMassLinear-v0_1"
+    run.mkdir(parents=True)
+    HIPISAC("MultiInputPolicy", "PointMassLinear-v0", learning_starts=50).learn(60).save(run / "PointMassLinear-v0.zip")
+    monkeypatch.setattr(paper_labels, "N_STEPS", 120)
+    monkeypatch.setattr(paper_labels, "N_ROWS", 32)
+    picture = tmp_path / "labels.png"
+    monkeypatch.setattr(sys, "argv", ["paper_labels.py", "--runs", str(tmp_path / "runs"), "--picture", str(picture)])
+    paper_labels.main()
+    said, errors = capsys.readouterr()
+    assert picture.stat().st_size > 1000
+    assert "SawyerReach-v0: no finished run" in errors
+    header, _, row = said.strip().splitlines()
+    numbers = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert numbers["task"] == "PointMassLinear-v0" and 1 <= float(numbers["effective tasks"]) <= 32
+    assert numbers["candidates"] == "32" and float(numbers["ends, label"]) == 0
