@@ -27,19 +27,21 @@ from hipi_sb3.relabel.rows import RelabelBatch  # noqa: E402
 N_STEPS, N_ROWS = 3000, 512
 
 
-def relabeled(run: pathlib.Path, env_id: str) -> RelabelBatch:
+def relabeled(run: pathlib.Path, env_id: str) -> tuple[RelabelBatch, Any]:
     """
     Collect steps by a run's last policy, and relabel some.
 
     :param run: folder of the run
     :param env_id: its environment
-    :return: rows with their labels
+    :return: rows with their labels, and the map of a maze or None
     """
-    model = HIPISAC.load(run / f"{env_id}.zip", env=gym.make(env_id), device="cpu")
+    env = gym.make(env_id)
+    model = HIPISAC.load(run / f"{env_id}.zip", env=env, device="cpu")
     model.set_random_seed(0)
     model.learning_starts, model.gradient_steps = 0, 0
     model.learn(N_STEPS, reset_num_timesteps=False, log_interval=10**6)
-    return model.replay_buffer.preview(N_ROWS)
+    walls = env.get_wrapper_attr("walls") if env.has_wrapper_attr("walls") else None
+    return model.replay_buffer.preview(N_ROWS), walls
 
 
 def describe(batch: RelabelBatch) -> dict[str, float]:
@@ -87,9 +89,9 @@ def main() -> None:
         ax.axis("off")
     rows: list[dict[str, Any]] = []
     for ax, (env_id, run) in zip(axes, runs.items(), strict=False):
-        batch = relabeled(run, env_id)
+        batch, walls = relabeled(run, env_id)
         assert batch.assigned is not None
-        draw_labels(ax, batch.family, batch.commanded, batch.assigned)
+        draw_labels(ax, batch.family, batch.commanded, batch.assigned, walls)
         ax.set_title(env_id)
         rows.append({"task": env_id, **describe(batch)})
     figure.savefig(args.picture, dpi=60)

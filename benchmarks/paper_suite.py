@@ -93,11 +93,10 @@ def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | 
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """The seeds of each task for which all that is compared is there, of a suite that is not finished."""
-    main = frame[frame["method"].isin(METHODS)]
-    there = main.groupby(["env", "seed"])["method"].nunique().rename("n").reset_index()
-    complete = there[there["n"] == there.groupby("env")["n"].transform("max")]
-    return frame.merge(complete[["env", "seed"]], on=["env", "seed"])
+    """The seeds of each task for which HIPI and today's method are there, of a suite that is not finished."""
+    is_compared = (frame["method"] == "hipi") | (frame["method"] == frame["env"].map(today_in))
+    n_there = frame[is_compared].groupby(["env", "seed"])["method"].nunique().rename("n").reset_index()
+    return frame.merge(n_there[n_there["n"] == 2][["env", "seed"]], on=["env", "seed"])
 
 
 def today_in(env: str) -> str:
@@ -176,7 +175,7 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
         low, high = (bound(values.mean() for values in areas.values()) for bound in (min, max))
         for name, values in areas.items():
             columns[name].append((values - low) / max(high - low, 1e-9))
-    n_seeds = min(len(values) for values in columns["hipi"])
+    n_seeds = min(len(values) for column in columns.values() for values in column)
     scores = {name: np.stack([column[:n_seeds] for column in values], axis=1) for name, values in columns.items()}
     point, interval = library.get_interval_estimates(
         scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000, random_state=np.random.RandomState(0)
