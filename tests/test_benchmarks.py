@@ -164,15 +164,15 @@ def test_the_labels_of_the_suite_are_those_of_the_last_policy(tmp_path, monkeypa
     run = tmp_path / "runs" / "PointMassLinear-v0" / "hipi" / "seed0" / "logs" / "hipi_sac" / "PointMassLinear-v0_1"
     run.mkdir(parents=True)
     HIPISAC("MultiInputPolicy", "PointMassLinear-v0", learning_starts=50).learn(60).save(run / "PointMassLinear-v0.zip")
-    monkeypatch.setattr(paper_labels, "N_STEPS", 120)
-    monkeypatch.setattr(paper_labels, "N_ROWS", 32)
-    picture = tmp_path / "labels.png"
-    monkeypatch.setattr(sys, "argv", ["paper_labels.py", "--runs", str(tmp_path / "runs"), "--picture", str(picture)])
+    picture, path = tmp_path / "labels.png", tmp_path / "labels.json"
+    options = ["--quick", "--runs", str(tmp_path / "runs"), "--picture", str(picture), "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["paper_labels.py", *options])
     paper_labels.main()
-    said, errors = capsys.readouterr()
     assert picture.stat().st_size > 1000
-    assert "SawyerReach-v0: no finished run" in errors
-    header, _, row = said.strip().splitlines()
-    numbers = dict(zip(header.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
-    assert numbers["task"] == "PointMassLinear-v0" and 1 <= float(numbers["effective tasks"]) <= 32
-    assert numbers["candidates"] == "32" and float(numbers["ends, label"]) == 0
+    said, errors = capsys.readouterr()
+    assert "SawyerReach-v0: no finished run" in errors and "| PointMassLinear-v0 | " in said
+    [numbers] = json.loads(path.read_text())["tasks"].values()
+    assert 1 <= numbers["effective tasks"] <= numbers["of candidates"] == 32 and numbers["ends, label"] == 0
+    monkeypatch.setattr(sys, "argv", ["paper_labels.py", "--quick", "--runs", str(tmp_path / "nothing")])
+    with pytest.raises(FileNotFoundError, match="has no run of HIPI"):
+        paper_labels.main()
