@@ -15,7 +15,6 @@ import itertools
 import json
 import pathlib
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -194,6 +193,12 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def ahead_of(entry: dict[str, Any], digits: int) -> str:
+    """How far HIPI is ahead of a method, with the interval; of one seed there is none."""
+    mean, low, high = entry["hipi_area_minus_this"]
+    return f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if entry["seeds"] > 1 else "")
+
+
 def as_markdown(tasks: dict[str, Any]) -> str:
     """The table of all tasks."""
     lines = [
@@ -210,11 +215,7 @@ def as_markdown(tasks: dict[str, Any]) -> str:
             return "" if entry is None else f"{entry['area']:.{digits}f} / {entry['final']:.{digits}f}"
 
         def minus(method: str, methods: Any = methods, digits: int = digits) -> str:
-            if method not in methods:
-                return ""
-            mean, low, high = methods[method]["hipi_area_minus_this"]
-            interval = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if methods[method]["seeds"] > 1 else ""  # of one seed none
-            return f"{mean:+.{digits}f}{interval}"
+            return ahead_of(methods[method], digits) if method in methods else ""
 
         shares = {key: "never" if share is None else f"{share:.0%}" for key, share in task["share_of_steps"].items()}
         lines.append(
@@ -244,11 +245,10 @@ def as_page(tasks: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
         ]
         for method, entry in sorted(task["methods"].items(), key=lambda item: -item[1]["area"]):
-            mean, low, high = entry["hipi_area_minus_this"]
-            of_hipi = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]" if method != "hipi" else ""
+            ahead = "" if method == "hipi" else ahead_of(entry, digits)
             lines.append(
                 f"| {'**hipi**' if method == 'hipi' else f'`{method}`'} | {entry['seeds']} | {entry['area']:.{digits}f} "
-                f"| {entry['final']:.{digits}f} | {of_hipi} | {entry['cpu_seconds']:.0f} |"
+                f"| {entry['final']:.{digits}f} | {ahead} | {entry['cpu_seconds']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -311,9 +311,9 @@ def main() -> None:
     draw(frame, ROOT / "docs" / "paper_suite.png")
     print(as_markdown(tasks), "\n")
     print(json.dumps(result["over_all"], indent=1))
-    share = partial(lambda key: [task["share_of_steps"].get(key) for task in tasks.values()])
     for key in ("today", "best"):
-        values = [1.0 if value is None else value for value in share(key)]
+        shares = [task["share_of_steps"].get(key) for task in tasks.values()]
+        values = [1.0 if value is None else value for value in shares]
         print(f"median share of the steps to the end of {key}: {np.median(values):.2f} (never counts as 1)")
 
 

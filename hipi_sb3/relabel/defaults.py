@@ -70,8 +70,8 @@ def default_candidates(family: TaskFamily, drawn: str = "batch", by_row: bool = 
     :param by_row: whether rows may have candidates of their own: then most are goals of the row's own future
     :return: a value for ``candidates``
     """
-    if family.tasks is not None and len(family.tasks) <= MANY_TASKS:
-        return "all"
-    if family.tasks is not None or not family.reaches_goals:
+    if family.tasks is not None:
+        return "all" if len(family.tasks) <= MANY_TASKS else "prior"
+    if not family.reaches_goals:
         return "prior"
     return {drawn: 0.125, "achieved": 0.125, "future": 0.75} if by_row else {drawn: 0.5, "achieved": 0.5}
