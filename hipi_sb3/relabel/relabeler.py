@@ -215,24 +215,26 @@ class Relabeler:
         asks_critic = learner is not None and learner.n_updates >= self.warmup_updates
         is_random = self._which_are_random(is_new, asks_critic)
         rows, random_rows = np.flatnonzero(is_new & ~is_random), np.flatnonzero(is_random)
-        pooled = None
+        labels = None
         if self.label_reuse > 1 and asks_critic:
-            pooled = self._from_pool(experience, at, rows, learner, normalization, record)
+            labels = self._from_pool(experience, at, rows, learner, normalization, record)
         obs, next_obs = experience.transitions(at)
-        tasks, n_changed = experience.layout.get(obs), 0
-        for of, strategy, new in ((rows, self.strategy, pooled), (random_rows, RandomTask(), None)):
-            if len(of) == 0:
-                continue
-            if new is None:
-                batch = self._rows(experience, at, of, learner, normalization, (obs, next_obs))
-                # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
-                new = self._assign(batch, strategy, record if of is rows or len(rows) == 0 else None)
-            n_changed += int(np.count_nonzero((tasks[of] != new).any(axis=1)))
-            tasks[of] = new
+        commanded = experience.layout.get(obs)
+        tasks = commanded.copy()
+        if len(rows) > 0:
+            if labels is None:
+                batch = self._rows(experience, at, rows, learner, normalization, (obs, next_obs))
+                labels = self._assign(batch, self.strategy, record)
+            tasks[rows] = labels
+        if len(random_rows) > 0:
+            batch = self._rows(experience, at, random_rows, learner, normalization, (obs, next_obs))
+            # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
+            tasks[random_rows] = self._assign(batch, RandomTask(), record if len(rows) == 0 else None)
+        if is_new.any():
+            if record is not None:
+                record("share_changed", np.count_nonzero((tasks != commanded).any(axis=1)) / len(is_new))
             for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
-                experience.layout.write(observations, of, new)
-        if record is not None and is_new.any():
-            record("share_changed", n_changed / len(is_new))
+                experience.layout.write(observations, np.flatnonzero(is_new), tasks[is_new])
         return Relabeled(at, obs, next_obs, tasks, is_new)
 
     def _which_are_random(self, is_new: np.ndarray, asks_critic: bool) -> np.ndarray:

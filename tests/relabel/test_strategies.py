@@ -18,7 +18,7 @@ from hipi_sb3.relabel.candidates import Candidates
 from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
 from hipi_sb3.relabel.relabeler import Relabeled, Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
-from hipi_sb3.relabel.strategies import HIPI, ApproximateIRL, MaximumAdvantage, MaximumReward, Strategy
+from hipi_sb3.relabel.strategies import HIPI, ApproximateIRL, MaximumAdvantage, MaximumReward, RandomTask, Strategy
 from hipi_sb3.relabel.windows import learned_outcomes
 
 TASKS = np.arange(3.0)[:, None]
@@ -294,6 +294,24 @@ def test_rows_with_a_label_of_the_prior_are_not_scored() -> None:
     for _ in relabelings(relabeler, 100, batch_size=80):
         pass
     assert set(scored) == {10} and abs(len(scored) - N_BATCHES - 100 / 5) <= 3
+
+
+@pytest.mark.parametrize("label_reuse", [1, 4])
+def test_random_candidates_are_drawn_among_commanded_tasks_not_among_labels(label_reuse: int) -> None:
+    relabeler: Any = Relabeler(label_reuse=label_reuse, relabel_prob=0.8, prior_share=0.5, candidates="prior")
+    relabeler.setup(GOALS)
+    given: list[np.ndarray] = []
+    original = relabeler._assign
+
+    def watched(batch: RelabelBatch, strategy: Strategy, *rest: Any) -> np.ndarray:
+        if isinstance(strategy, RandomTask):
+            given.append(batch.batch_tasks.copy())
+        return original(batch, strategy, *rest)
+
+    relabeler._assign = watched
+    for experience, relabeled in relabelings(relabeler, 3):
+        assert_array_equal(given[-1], experience.layout.get(experience.transitions(relabeled.at)[0]))
+        assert (relabeled.tasks != given[-1]).any()
 
 
 @pytest.mark.parametrize("strategy", ["hipi", "random"])
