@@ -145,7 +145,7 @@ class RelabelSnapshotCallback(BaseCallback):
     Show what relabeling does: every ``freq`` steps a PNG and the arrays behind it, ``relabel_<steps>.png`` and ``.npz``.
 
     Three panels: who was relabeled with what (a heat map of commanded against assigned task for finite families, arrows
-    from commanded to assigned goals for two-dimensional tasks, else the distribution of each task dimension before and
+    from commanded to assigned tasks where these have two dimensions, else the distribution of each task dimension before and
     after), log Z by task, and the effective number of tasks over time. The arrays are ``commanded`` and ``assigned``
     (batch_size, task_dim) and, where a posterior was inferred, ``candidates`` (n_tasks, task_dim), ``log_partition``
     (n_tasks,), ``effective_tasks`` (batch_size,) and its history ``steps``, ``mean_effective_tasks``.
@@ -258,6 +258,7 @@ def draw_labels(
         axes.figure.colorbar(image, ax=axes, shrink=0.8, label="share of its transitions")
         axes.set(title="labels", xlabel="assigned task", ylabel="commanded task")
     elif commanded.shape[1] == 2:
+        name = "goal" if family.reaches_goals else "task"
         # Axis 0 of a position counts rows of a map downwards, axis 1 columns.
         if walls is not None:
             axes.imshow(walls, extent=(0, walls.shape[1], walls.shape[0], 0), cmap="Greys", alpha=0.6)
@@ -267,9 +268,9 @@ def draw_labels(
             commanded[some, 1], commanded[some, 0], delta[:, 1], delta[:, 0],
             angles="xy", scale_units="xy", scale=1, width=0.004, color="#0072B2", alpha=0.6,
         )  # fmt: skip
-        axes.plot(assigned[some, 1], assigned[some, 0], "o", color="#D55E00", markersize=4, label="assigned goal")
+        axes.plot(assigned[some, 1], assigned[some, 0], "o", color="#D55E00", markersize=4, label=f"assigned {name}")
         low, high = family.task_space.low, family.task_space.high
-        axes.set(title="from commanded to assigned goals", xlim=(low[1], high[1]), ylim=(high[0], low[0]), aspect="equal")
+        axes.set(title=f"from commanded to assigned {name}s", xlim=(low[1], high[1]), ylim=(high[0], low[0]), aspect="equal")
         axes.legend(loc="upper right", fontsize=8)
     else:
         axes.boxplot(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch as th
 from line_walk import GOALS, NoCritic, directions, goal_buffer, make_line_walk, walked
+from matplotlib.figure import Figure
 from numpy.testing import assert_array_equal
 
 from hipi_sb3 import HIPISAC, FiniteTasks, GoalReaching, LinearReward
-from hipi_sb3.callbacks import RelabelSnapshotCallback
+from hipi_sb3.callbacks import RelabelSnapshotCallback, draw_labels
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.relabel.candidates import Candidates
 from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
@@ -393,6 +394,15 @@ def test_snapshots_are_written_and_change_nothing_of_the_training(name: str, tmp
     alone = learned(None, make_line_walk(family), replay_buffer_kwargs=options)
     for mine, theirs in zip(watched.policy.parameters(), alone.policy.parameters(), strict=True):
         assert th.equal(mine, theirs)
+
+
+def test_arrows_between_tasks_that_are_no_goals_are_not_called_goals() -> None:
+    tasks = np.zeros((3, 2), dtype=np.float32)
+    goals, weights = GoalReaching([-1.0] * 2, [1.0] * 2, 0.1), LinearReward([-1.0] * 2, [1.0] * 2, speed)
+    for family, name in ((goals, "goals"), (weights, "tasks")):
+        axes = Figure().subplots()
+        draw_labels(axes, family, tasks, tasks + 0.5)
+        assert axes.get_title() == f"from commanded to assigned {name}"
 
 
 def test_a_preview_relabels_every_row_and_of_an_empty_buffer_is_refused() -> None:
