@@ -6,7 +6,6 @@ mapped into memory, so that a data set of any size can be read piece by piece.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from hipi_sb3.experience.archives import read_npy, read_npz
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.experience.layout import each, without_task
 from hipi_sb3.experience.transitions import Experience
+from hipi_sb3.experience.whole import restore_folder, whole_file, whole_folder
 from hipi_sb3.given import numbers
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
 
@@ -299,6 +299,7 @@ class TrajectoryDataset:
         :param kwargs: as in :meth:`from_npz` or :meth:`from_minari`
         :return: data set
         """
+        restore_folder(Path(path))
         is_arrays = Path(path).suffix == ".npz" or (Path(path) / "lengths.npy").is_file()
         return cls.from_npz(path, family, **kwargs) if is_arrays else cls.from_minari(path, family, **kwargs)
 
@@ -326,6 +327,7 @@ class TrajectoryDataset:
         :raises ValueError: when an array or a space is missing, or a file holds anything but plain arrays
         """
         path = Path(path)
+        restore_folder(path)
         arrays: dict[str, Any] = {}
         if path.is_dir():
             arrays = {file.stem: read_npy(file, "r") for file in path.glob("*.npy")}
@@ -370,32 +372,36 @@ class TrajectoryDataset:
         :raises ValueError: when the family needs the simulator
         """
         source = open_minari(dataset)
-        temporary = None
-        if folder is None and source.spec.total_steps > MAX_STEPS_IN_MEMORY:
-            temporary = tempfile.TemporaryDirectory()
-        result = cls(**read_minari(source, family, folder if temporary is None else temporary.name, progress_bar))
-        result._temporary = temporary
         if folder is not None:
-            result._save_rest(Path(folder))
+            with whole_folder(folder, _is_ours) as new:
+                result = cls(**read_minari(source, family, new, progress_bar))
+                result._save_rest(new)
+            return result
+        temporary = tempfile.TemporaryDirectory() if source.spec.total_steps > MAX_STEPS_IN_MEMORY else None
+        result = cls(**read_minari(source, family, None if temporary is None else temporary.name, progress_bar))
+        result._temporary = temporary
         return result
 
     def save(self, path: str | Path) -> None:
         """
-        Write the data set: one ``.npz`` file, or a folder that :meth:`from_npz` maps into memory.
+        Write the data set: one ``.npz`` file, or a folder that :meth:`from_npz` maps into memory. Whenever the process is
+        killed, what was there before is there, or this; a data set may be saved over the one that it was loaded from.
 
         :param path: file that ends in ``.npz``, or folder
+        :raises FileExistsError: when there is a folder of something else in that place
+        :raises NotWritten: when the disk is full, or cannot be written to
         """
         path = Path(path)
         if path.suffix == ".npz":
-            with open(f"{path}.tmp", "wb") as file:
-                np.savez(file, spaces=np.array(self._spaces()), **self.arrays(), **self._small_arrays())  # type: ignore[arg-type]
-            os.replace(f"{path}.tmp", path)
+            with whole_file(path) as temporary:
+                np.savez(temporary, spaces=np.array(self._spaces()), **self.arrays(), **self._small_arrays())  # type: ignore[arg-type]
             return
-        for name, source in self.arrays().items():
-            target = allocate(path, name, source.shape, source.dtype)
-            for first in range(0, self.n_steps, BLOCK_STEPS):
-                target[first : first + BLOCK_STEPS] = source[first : first + BLOCK_STEPS]
-        self._save_rest(path)
+        with whole_folder(path, _is_ours) as new:
+            for name, source in self.arrays().items():
+                target = allocate(new, name, source.shape, source.dtype)
+                for first in range(0, self.n_steps, BLOCK_STEPS):
+                    target[first : first + BLOCK_STEPS] = source[first : first + BLOCK_STEPS]
+            self._save_rest(new)
 
     def _small_arrays(self) -> dict[str, np.ndarray]:
         arrays = {"lengths": self.lengths, "env_terminated": self.env_terminated}
@@ -408,6 +414,11 @@ class TrajectoryDataset:
         for name, array in self._small_arrays().items():
             np.save(folder / f"{name}.npy", array)
         (folder / _SPACES_FILE).write_text(self._spaces() + "\n")
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether an entry of a folder is one that :meth:`TrajectoryDataset.save` writes."""
+    return entry.suffix == ".npy" or entry.name == _SPACES_FILE
 
 
 def _named(name: str, parts: Any) -> dict[str, Any]:

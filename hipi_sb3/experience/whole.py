@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,6 +72,59 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
             raise
         flush(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """
+    Write a folder that is there whole, or as it was before. What was mapped from the old one stays as it was.
+
+    :param path: the folder
+    :param is_ours: whether an entry of a folder in its place may be replaced
+    :return: folder beside it to write into; it takes its place at the end
+    :raises FileExistsError: when something else is in its place
+    :raises NotWritten: when the disk is full, or cannot be written to
+    """
+    path = Path(path)
+    restore_folder(path)
+    if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
+        raise FileExistsError(f"{path} exists and holds something else. Choose another path, or remove it.")
+    new, old = path.with_name(f"writing-{path.name}"), _replaced(path)
+    with remedy_named(path):
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    with remedy_named(path):
+        for entry in (*new.iterdir(), new):
+            flush(entry)
+        # A folder that is not empty cannot be replaced in one step. Killed between these two, restore_folder puts it back.
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        flush(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """
+    Put back what :func:`whole_folder` was about to replace when the process was killed.
+
+    :param path: the folder
+    """
+    old = _replaced(path)
+    if old.is_dir():
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f"replaced-{path.name}")
 
 
 def flush(path: Path) -> None:

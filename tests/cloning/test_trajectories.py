@@ -14,6 +14,7 @@ from walks import INNER, walks
 
 from hipi_sb3 import HIPIReplayBuffer, TargetVelocity, TaskFamily, TrajectoryDataset
 from hipi_sb3.cloning.recordings import compute_features
+from hipi_sb3.experience import whole
 
 #: Two environments: an episode that reaches its goal and one that goes on; one that falls off, and one at the time limit.
 STEPS: list[list[Step]] = [
@@ -92,6 +93,55 @@ def test_a_folder_is_mapped_into_memory_and_not_loaded(tmp_path: Path) -> None:
     walks([3, 5]).save(tmp_path / "data")
     dataset = TrajectoryDataset.load(tmp_path / "data", GOALS)
     assert all(isinstance(array, np.memmap) for array in dataset.arrays().values())
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data"])
+def test_a_data_set_may_be_saved_over_the_one_that_it_was_loaded_from(tmp_path: Path, name: str) -> None:
+    dataset = walks([3, 5], tasks=np.array([[0.1], [0.2]]))
+    dataset.save(tmp_path / name)
+    loaded = TrajectoryDataset.load(tmp_path / name, GOALS)
+    loaded.save(tmp_path / name)
+    assert_same(dataset, loaded)
+    assert_same(dataset, TrajectoryDataset.load(tmp_path / name, GOALS))
+
+
+def test_nothing_of_an_older_data_set_is_left_in_a_folder_and_no_other_folder_is_replaced(tmp_path: Path) -> None:
+    walks([3, 5], tasks=np.array([[0.1], [0.2]])).save(tmp_path / "data")
+    walks([3, 5]).save(tmp_path / "data")
+    assert TrajectoryDataset.load(tmp_path / "data", GOALS).tasks is None
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds something else. Choose another path"):
+        walks([2]).save(tmp_path / "data")
+    assert (tmp_path / "data" / "notes.txt").is_file()
+
+
+@pytest.mark.parametrize("killed_before", ["flush", "rename", "second rename"])
+def test_a_folder_whose_saving_is_killed_holds_the_old_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_before: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*args: Any) -> None:
+        raise Killed
+
+    old = walks([3, 5])
+    old.save(tmp_path / "data")
+    rename = Path.rename
+    if killed_before == "flush":
+        monkeypatch.setattr(whole, "flush", die)
+    else:
+        survives = "nothing" if killed_before == "rename" else "data"
+        monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to) if path.name == survives else die())
+    with pytest.raises(Killed):
+        walks([2, 2]).save(tmp_path / "data")
+    monkeypatch.undo()
+    assert (tmp_path / "data").is_dir() == (killed_before != "second rename")
+    assert_same(old, TrajectoryDataset.load(tmp_path / "data", GOALS))
+    walks([2, 2]).save(tmp_path / "data")
+    assert_same(walks([2, 2]), TrajectoryDataset.load(tmp_path / "data", GOALS))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_features_are_computed_from_next_observations_where_they_are_missing(tmp_path: Path) -> None:
