@@ -57,6 +57,7 @@ _OBJECTS = {
 #: Objects that are made from a name and arguments.
 _TABLES: tuple[Mapping[str, type], ...] = (KEY_TO_STRATEGY, KEY_TO_LOG_PARTITION)
 
+_WHOLE = (int, np.integer)
 _NUMBER = (int, float, np.number)
 _SCHEDULE = (*_NUMBER, Callable)
 _ABSENT: tuple[Any, ...] = (type(None),)
@@ -73,15 +74,17 @@ ENTRIES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("lr_schedule", "exploration_schedule", "learning_rate"), _SCHEDULE),
     **dict.fromkeys(("ent_coef", "target_entropy"), (str, *_NUMBER)),
     **dict.fromkeys(("policy_kwargs", "replay_buffer_kwargs"), (dict, *_ABSENT)),
-    **dict.fromkeys(("n_envs", "n_steps", "buffer_size", "batch_size", "learning_starts", "gradient_steps"), (int,)),
-    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_n_updates", "verbose"), (int,)),
-    **dict.fromkeys(("_episode_num", "_stats_window_size", "policy_delay", "target_update_interval"), (int,)),
+    **dict.fromkeys(("n_envs", "n_steps", "buffer_size", "batch_size", "gradient_steps"), _WHOLE),
+    **dict.fromkeys(("_n_updates", "verbose", "_episode_num", "_stats_window_size"), _WHOLE),
+    # Only compared and divided by: learn(1e5) leaves a number with a point, and so does learning_starts=1e4.
+    **dict.fromkeys(("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "learning_starts"), _NUMBER),
+    **dict.fromkeys(("policy_delay", "target_update_interval"), _NUMBER),
     **dict.fromkeys(("use_sde", "use_sde_at_warmup", "optimize_memory_usage"), (bool,)),
     **dict.fromkeys(("gamma", "tau", "sde_sample_freq", "_current_progress_remaining"), _NUMBER),
     **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), (deque, *_ABSENT)),
     "seed": (int, *_ABSENT),
     "action_noise": (ActionNoise, *_ABSENT),
-    "train_freq": (TrainFreq, int, tuple),
+    "train_freq": (TrainFreq, *_WHOLE, tuple),
     "tensorboard_log": (str, *_ABSENT),
     "policy_class": (type[BasePolicy],),
     "replay_buffer_class": (type[ReplayBuffer], *_ABSENT),

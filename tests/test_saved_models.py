@@ -101,6 +101,30 @@ def assert_same(mine: Any, theirs: Any, key: str) -> None:
         assert mine == theirs, key
 
 
+NUMBERS: dict[str, tuple[type, dict[str, Any]]] = {
+    "with a point": (HIPISAC, {"learning_starts": 1e1, "target_update_interval": 1.0}),
+    "of NumPy": (
+        HIPISAC,
+        {
+            **{name: np.int64(8) for name in ("learning_starts", "batch_size", "buffer_size", "train_freq")},
+            **{"gradient_steps": np.int32(1), "gamma": np.float64(0.9), "tau": np.float32(0.01), "verbose": np.int64(0)},
+        },
+    ),
+    "TD3": (HIPITD3, {"learning_starts": 1e1, "policy_delay": 2.0}),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("total", [3e1, np.int64(30), np.float64(30)])
+def test_numbers_of_any_kind_that_train_a_model_are_loaded(kind: str, total: Any, tmp_path: Path) -> None:
+    algorithm, options = NUMBERS[kind]
+    model = algorithm("MultiInputPolicy", make_line_walk(), **{**SMALL, **options}).learn(total)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=make_line_walk(), device="cpu")
+    assert loaded.num_timesteps >= 30 and loaded.learning_starts == model.learning_starts
+    loaded.learn(total, reset_num_timesteps=False)
+
+
 def test_a_stream_is_written_and_read(tmp_path: Path) -> None:
     stream = io.BytesIO()
     model = MODELS["SAC"]()
