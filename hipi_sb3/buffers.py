@@ -18,7 +18,7 @@ from hipi_sb3.arrivals import Arrivals
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.her_arguments import HerArguments, translate
-from hipi_sb3.owner import Owned, check_fits, check_same_family, family_of, owner_of
+from hipi_sb3.owner import Owned, check_fits, check_returns, check_same_family, family_of, owner_of
 from hipi_sb3.relabel.learners import Learner, learner_class
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.relabeler import Relabeler
@@ -70,8 +70,8 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
     :param candidates: which tasks are considered, see :class:`~hipi_sb3.relabel.candidates.CandidateSampler`
     :param n_candidate_tasks: how many tasks are considered
     :param relabel_prob: probability that a row *is* relabeled, 0.5 by default
-    :param prior_share: share of the labels of ``"hipi"`` that are drawn from the prior instead, so that a task also sees what
-        is not good for it
+    :param prior_share: share of the labels of ``"hipi"`` that are random candidates instead, so that a task also sees what is
+        not good for it
     :param warmup_updates: gradient steps before which the critic is not asked: a row to be relabeled gets a random candidate
     :param label_reuse: how often a row that the critic has scored is used, in the mean, each time with a label that is drawn
         anew: divides the cost of scoring, see :class:`~hipi_sb3.relabel.pool.LabelPool`; 1 to score for every label
@@ -254,6 +254,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             self._set_family(family)
         else:
             check_same_family(family, self.family)
+        check_returns(self, model)
         self._env_ref = weakref.ref(env)
 
     def _set_family(self, family: TaskFamily) -> None:

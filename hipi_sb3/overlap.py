@@ -33,8 +33,10 @@ class UpdatesWhileStepping:
         :param args: as in stable-baselines3
         :param kwargs: as in stable-baselines3
         :return: what the algorithm returns
+        :raises ValueError: when updates would ask an environment for rewards in the middle of its step
         """
         if self.update_while_stepping:
+            check_asks_no_env(self.replay_buffer)  # type: ignore[attr-defined]
             if self._overlapped is None or self._overlapped.venv is not env:
                 self._overlapped = UpdateBeforeWaiting(env, self._pay)
             env = self._overlapped
@@ -74,6 +76,22 @@ class UpdatesWhileStepping:
     def _excluded_save_params(self) -> list[str]:
         # A loaded model owes nothing: its buffer may be empty.
         return [*super()._excluded_save_params(), "_overlapped", "_owed"]  # type: ignore[misc]
+
+
+def check_asks_no_env(replay_buffer: Any) -> None:
+    """
+    Check that a buffer relabels without asking an environment that is trained in.
+
+    :param replay_buffer: the buffer
+    :raises ValueError: when it does
+    """
+    family = getattr(replay_buffer, "family", None)
+    if family is not None and not family.can_wait:
+        raise ValueError(
+            "update_while_stepping relabels while the environments step, but the rewards of these goals are asked of one of "
+            "them: no second instance of it could be made. Register the environment, so that gym.make makes it, or leave "
+            "update_while_stepping out."
+        )
 
 
 class UpdateBeforeWaiting(VecEnvWrapper):

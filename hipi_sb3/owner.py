@@ -117,6 +117,17 @@ def check_fits(buffer: Any, model: OffPolicyAlgorithm) -> None:
             f"The buffer was filled by {buffer.n_envs} environments, but the algorithm has {model.n_envs}. "
             f"Give the algorithm a VecEnv of {buffer.n_envs}."
         )
+    check_returns(buffer, model)
+
+
+def check_returns(buffer: Any, model: OffPolicyAlgorithm) -> None:
+    """
+    Check that a buffer makes the returns that an algorithm learns; the tasks may say how many steps these have.
+
+    :param buffer: the buffer
+    :param model: the algorithm
+    :raises ValueError: when n_steps or gamma do not fit
+    """
     n_steps = getattr(model, "n_steps", 1)
     if (n_steps > 1 and n_steps != buffer.n_steps) or (buffer.n_steps > 1 and buffer.gamma != model.gamma):
         raise ValueError(

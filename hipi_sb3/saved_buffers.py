@@ -87,7 +87,7 @@ def _restore_options(saved: dict[str, Any], options: dict[str, Any], given: dict
     """
     saved = dict(saved)
     for name, registry in (("strategy", KEY_TO_STRATEGY), ("log_partition", KEY_TO_LOG_PARTITION)):
-        if name in options:
+        if name in options or saved[name] is None:
             continue
         key = saved[name]["name"]
         if key is not None:

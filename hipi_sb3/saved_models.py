@@ -84,7 +84,7 @@ ENTRIES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("ep_info_buffer", "ep_success_buffer"), (deque, *_ABSENT)),
     "seed": (int, *_ABSENT),
     "action_noise": (ActionNoise, *_ABSENT),
-    "train_freq": (TrainFreq, *_WHOLE, tuple),
+    "train_freq": (TrainFreq, int, tuple),
     "tensorboard_log": (str, *_ABSENT),
     "policy_class": (type[BasePolicy],),
     "replay_buffer_class": (type[ReplayBuffer], *_ABSENT),

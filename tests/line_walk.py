@@ -111,8 +111,10 @@ class NoCritic(Learner):
     alpha = None
     n_updates = 10
 
-    def pair_next_value(self, pairs: Pairs) -> th.Tensor:
+    def _zeros(self, pairs: Pairs) -> th.Tensor:
         return th.zeros_like(pairs.rewards)
+
+    pair_next_value = pair_value = pair_q = _zeros
 
 
 # -- a finite family, functions at module level so that it pickles --------------------------------------------------

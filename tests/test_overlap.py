@@ -119,6 +119,13 @@ def test_every_algorithm_of_discrete_actions(name):
     assert model._n_updates == N_STEPS - LEARNING_STARTS
 
 
+def test_rewards_that_an_environment_would_be_asked_for_in_the_middle_of_its_step_are_refused(monkeypatch):
+    model = make_learner()
+    monkeypatch.setattr(type(model.replay_buffer.family), "can_wait", False)
+    with pytest.raises(ValueError, match=r"no second instance of it could be made\. Register the environment"):
+        model.learn(30)
+
+
 def test_a_saved_model_goes_on(tmp_path):
     make_learner().learn(N_STEPS).save(tmp_path / "model")
     model = HIPISAC.load(tmp_path / "model", DummyVecEnv([make_line_walk]))

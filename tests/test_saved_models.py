@@ -106,7 +106,7 @@ NUMBERS: dict[str, tuple[type, dict[str, Any]]] = {
     "of NumPy": (
         HIPISAC,
         {
-            **{name: np.int64(8) for name in ("learning_starts", "batch_size", "buffer_size", "train_freq")},
+            **{name: np.int64(8) for name in ("learning_starts", "batch_size", "buffer_size")},
             **{"gradient_steps": np.int32(1), "gamma": np.float64(0.9), "tau": np.float32(0.01), "verbose": np.int64(0)},
         },
     ),

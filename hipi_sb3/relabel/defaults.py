@@ -6,9 +6,10 @@ Tasks that are fulfilled at some moment (goals, and whatever ends) pay little un
 got there is worth more than the critic knows, so it is learned from whole and judged by what happened. Rewards that come in
 every step are the other way round: what a step paid says more of the state than of the action, so the critic compares actions,
 softly, for a task that sees only what is good for it learns no difference; and windows would add the mistakes of the policy
-that acted. For the same reason a share of the labels comes from the prior, where a task of the prior teaches something: half
-of the goals are those of the row's own future, and of tasks that pay in every step, any of which teaches, seven eighths are
-drawn. Of a finite set of tasks that end, a random one is hardly ever fulfilled, and all labels are the posterior's.
+that acted. For the same reason a share of the labels is drawn from the candidates' prior, where such a draw teaches something:
+half of those of goals, three quarters of which the row's own future reaches, and seven eighths where tasks pay in every step,
+any of which teaches. Of a finite set of tasks that end, a random one is hardly ever fulfilled, and all labels are the
+posterior's.
 ``docs/results.md`` has the measurements.
 """
 
@@ -33,7 +34,7 @@ class Defaults:
     :param score: R_psi, see :mod:`hipi_sb3.relabel.scores`
     :param log_partition: estimator of log Z(psi), see :mod:`hipi_sb3.relabel.log_partition`
     :param temperature: T, see :class:`~hipi_sb3.relabel.posterior.TaskInference`
-    :param prior_share: share of labels that come from the prior
+    :param prior_share: share of labels that are random candidates
     :param n_steps: steps of a window
     """
 

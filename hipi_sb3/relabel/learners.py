@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -248,6 +249,10 @@ class SACLearner(Learner):
 
     def _first_of_task(self, pairs: Pairs, observations: TensorObs) -> int:
         """Which input is the first of the task; -1 where the networks see something else of it, such as a one-hot code."""
+        space = self.model.observation_space
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        if any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts):
+            return -1  # has a code, of which not every number has one
         # On the CPU, whatever the device is, where no weights are involved: nothing has to be read back.
         device = "cpu" if self._is_flat else self.device
         one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device=device))

@@ -236,8 +236,11 @@ class _Table:
     def update(self, tasks: np.ndarray, scores: np.ndarray) -> int:
         """Average a batch in; returns the number of tasks whose level jumped."""
         columns, values = self._columns(tasks, scores)
+        # A task that no row of the batch may have counts as 0 in its mean, once there is one.
+        is_known = (self.n_batches[columns] > 0) | np.isfinite(values)
+        columns, values = columns[is_known], values[is_known]
         fresh = self.n_batches[columns] == 0
-        jumped = ~fresh & (np.abs(values - self.log_z[columns]) > self.settings.jump)
+        jumped = ~fresh & np.isfinite(values) & (np.abs(values - self.log_z[columns]) > self.settings.jump)
         self.n_batches[columns] = np.where(jumped, 1, self.n_batches[columns] + 1)
         rate = np.maximum(self.settings.rate, 1.0 / self.n_batches[columns])
         with np.errstate(divide="ignore"):
@@ -249,9 +252,7 @@ class _Table:
         """Slots of the distinct tasks of a batch, and log-mean-exp of the scores that each has there."""
         slots = self._slots(tasks)
         if slots.ndim == 1:
-            log_z = log_mean_exp(scores)
-            finite = ~np.isneginf(log_z)
-            return slots[finite], log_z[finite]
+            return slots, log_mean_exp(scores)
         order = np.argsort(slots, axis=None, kind="stable")
         columns, starts, counts = np.unique(slots.ravel()[order], return_index=True, return_counts=True)
         by_column = scores.ravel()[order]
@@ -259,8 +260,7 @@ class _Table:
         shift = np.where(np.isneginf(largest), 0.0, largest)
         with np.errstate(divide="ignore"):
             log_z = np.log(np.add.reduceat(np.exp(by_column - np.repeat(shift, counts)), starts) / counts) + shift
-        finite = ~np.isneginf(log_z)
-        return columns[finite], log_z[finite]
+        return columns, log_z
 
     def _slots(self, tasks: np.ndarray) -> np.ndarray:
         slots = self.task_set.index(tasks)
@@ -283,12 +283,15 @@ class _Network:
 
     def __init__(self, settings: RunningLogPartition, task_space: spaces.Box) -> None:
         self.settings = settings
-        self.center = 0.5 * (task_space.low + task_space.high)
-        self.half_width = np.maximum(0.5 * (task_space.high - task_space.low), 1e-6)
+        low, high = task_space.low.astype(np.float64), task_space.high.astype(np.float64)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        self.center = 0.5 * (low + high)
+        self.half_width = np.maximum(0.5 * (high - low), 1e-6)
         hidden = settings.hidden
         # A generator of its own: the estimator must not change the random numbers of the training around it.
         with th.random.fork_rng(devices=[]):
-            th.manual_seed(0)
+            th.default_generator.manual_seed(0)  # th.manual_seed would seed those of GPUs, too
             self.net = th.nn.Sequential(
                 th.nn.Linear(task_space.shape[0], hidden),
                 th.nn.SiLU(),
@@ -308,16 +311,19 @@ class _Network:
         """One step on a batch; returns 1 if the level jumped."""
         h = self.net(self._inputs(tasks)).squeeze(-1)  # (n_tasks,) or (batch_size, n_tasks)
         z = th.as_tensor(scores, dtype=th.float32) - self.level - h
-        z = z[th.isfinite(z)]
+        is_possible = th.isfinite(z)
+        impossible, z = h.expand(z.shape)[~is_possible], z[is_possible]
         if len(z) == 0:
             return 0
-        gap = float(th.logsumexp(z.detach(), dim=0)) - math.log(len(z))
+        n_pairs = len(z) + len(impossible)
+        gap = float(th.logsumexp(z.detach(), dim=0)) - math.log(n_pairs)
         jumped = abs(gap) > self.settings.jump
         if jumped:
             # A network would need thousands of steps for what a constant does in one.
             self.level += gap
             z = z - gap
-        loss = linex_loss(z, self.settings.bound)
+        # Where a task is impossible exp(z) is 0: what is left of exp(z) - z - 1 pulls the price down.
+        loss = (linex_loss(z, self.settings.bound) * len(z) + impossible.sum()) / n_pairs
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

@@ -74,7 +74,7 @@ class Relabeler:
     ) -> None:
         check_probability("relabel_prob", relabel_prob, "the share of rows that are relabeled")
         if prior_share is not None:
-            check_probability("prior_share", prior_share, "the share of labels that are drawn from the prior")
+            check_probability("prior_share", prior_share, "the share of labels that are random candidates")
         check_count("warmup_updates", warmup_updates, 0)
         check_count("label_reuse", label_reuse, 1, ", how often a label is used")
         if score is not None:
@@ -147,7 +147,7 @@ class Relabeler:
 
     @property
     def prior_share(self) -> float:
-        """Share of labels that come from the prior: what was asked for, or what suits the tasks; of labels that are drawn."""
+        """Share of labels that are random candidates, of those that are drawn: what was asked for, or what suits the tasks."""
         if self.family is None or not self.strategy.is_draw:
             return 0.0
         asked = self.asked["prior_share"]
@@ -308,7 +308,7 @@ class Relabeler:
         """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
         start = time.perf_counter()
         tasks = strategy.assign(batch, self.rng)
-        if isinstance(strategy, RandomTask):  # which has not asked for what a task would pay
+        if not strategy.needs_posterior:  # which leaves out what is impossible for a row
             tasks = np.where(batch.are_possible(tasks)[:, None], tasks, batch.commanded)
         if record is not None:
             self._record(batch, tasks, (time.perf_counter() - start) / n_uses, record)
@@ -351,13 +351,14 @@ class Relabeler:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the constructor, as plain values; objects are described."""
-        plain = ("score", "n_steps", "n_candidate_tasks", "relabel_prob", "prior_share", "warmup_updates", "label_reuse")
+        """Arguments of the constructor, as plain values; objects are described. What was left out is None."""
+        plain = ("n_candidate_tasks", "relabel_prob", "warmup_updates", "label_reuse")
+        asked = self.asked["log_partition"]
         return {name: getattr(self, name) for name in plain} | {
+            **self.asked,
             "candidates": dict(self.candidates) if isinstance(self.candidates, Mapping) else self.candidates,
-            "temperature": self.inference.temperature,
             "strategy": describe(self.strategy, KEY_TO_STRATEGY),
-            "log_partition": describe(self.inference.log_partition, KEY_TO_LOG_PARTITION),
+            "log_partition": None if asked is None else describe(self.inference.log_partition, KEY_TO_LOG_PARTITION),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -367,12 +368,13 @@ class Relabeler:
             "n_samples": self._n_samples,
             "generator": None if self._rng is None else self._rng.bit_generator.state,
             "log_partition": {"class": type(log_partition).__qualname__, "state": log_partition.state_dict()},
-            "label_pool": None if self.pool is None else vars(self.pool),
+            "label_pool": None if self.pool is None else {"chosen_by": self.options(), **vars(self.pool)},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Restore what :meth:`state_dict` returned; an estimator of another class than this one's is left as it is.
+        Restore what :meth:`state_dict` returned. An estimator of another class than this one's is left as it is, and so are
+        labels that other options have chosen.
 
         :param state: the state
         """
@@ -383,4 +385,5 @@ class Relabeler:
         log_partition = self.inference.log_partition
         if type(log_partition).__qualname__ == state["log_partition"]["class"]:
             log_partition.load_state_dict(state["log_partition"]["state"])
-        self.pool = None if state["label_pool"] is None else LabelPool.restore(state["label_pool"])
+        pool = dict(state["label_pool"] or {})
+        self.pool = LabelPool.restore(pool) if pool.pop("chosen_by", None) == self.options() else None

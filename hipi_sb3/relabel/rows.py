@@ -45,7 +45,7 @@ class RelabelBatch:
     :param sampler: draws the candidate tasks
     :param inference: from scores to the posterior
     :param score: R_psi(s, a), one of ``KEY_TO_SCORE``
-    :param n_steps: steps of the window that is scored as one, because it is learned from as one
+    :param n_steps: steps of the window whose outcome is scored as one, because it is learned from as one
     :param learner: the critic, where a strategy asks it
     :param normalization: how the critic sees observations and rewards; raw if None
     :param rng: random generator

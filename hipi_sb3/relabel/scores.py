@@ -19,7 +19,7 @@ MAX_PAIRS_ON_CPU, MAX_PAIRS_ELSEWHERE = 2048, 131_072
 
 def q_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
-    R = min over the critics of Q(s, a, psi): no look at the realised s', so no hindsight bias.
+    R = min over the critics of Q(s, a, psi): no look at the realised s', so no hindsight bias, nor at later steps of a window.
     """
     return learner.pair_q(pairs)
 
@@ -54,7 +54,8 @@ def paper_score(learner: Learner, pairs: Pairs) -> th.Tensor:
 
 def advantage_score(learner: Learner, pairs: Pairs) -> th.Tensor:
     """
-    R = Q(s, a, psi) - V(s, psi): how much better the action was than what the policy does for that task.
+    R = Q(s, a, psi) - V(s, psi): how much better the action was than what the policy does for that task. Of a window it is the
+    first action; where the advantage is the default, windows have one step.
     """
     return learner.pair_q(pairs) - learner.pair_value(pairs)
 
@@ -100,10 +101,11 @@ def score_pairs(learner: Learner, score: str, pairs: Pairs, max_pairs: int | Non
     :param score: one of ``KEY_TO_SCORE``
     :param pairs: rows and candidate tasks
     :param max_pairs: pairs a forward pass; what suits the device if None
-    :return: R_psi(s, a), (batch_size, n_tasks)
+    :return: R_psi(s, a), (batch_size, n_tasks); -inf for a task that the row may not have, whatever the score looks at
     """
     function = lookup("score", score, KEY_TO_SCORE)
     if max_pairs is None:
         max_pairs = MAX_PAIRS_ON_CPU if pairs.rewards.device.type == "cpu" else MAX_PAIRS_ELSEWHERE
     with th.no_grad(), evaluation_mode(learner.model.policy):
-        return th.cat([function(learner, chunk) for chunk in pairs.chunks(max_pairs)])
+        scores = th.cat([function(learner, chunk) for chunk in pairs.chunks(max_pairs)])
+    return th.where(th.isneginf(pairs.rewards), pairs.rewards, scores)

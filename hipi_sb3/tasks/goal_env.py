@@ -392,10 +392,23 @@ def _layout_of(achieved: spaces.Space, desired: spaces.Space, stored: spaces.Spa
                 "GoalEnvTasks: goals must be Box, MultiBinary, Discrete or MultiDiscrete, and achieved and desired ones of "
                 f"one shape, not {achieved} and {desired}. Flatten a Dict or Tuple of goals in a wrapper."
             )
-        if isinstance(space, spaces.Discrete) and space.n > N_EXACT:
-            raise ValueError(f"GoalEnvTasks: of Discrete goals at most 2^24 can be told apart in float32, not {space.n}.")
+        _check_exact(space)
     shape = stored_shape(stored)
     return TaskLayout("desired_goal", int(np.prod(shape)), shape)
+
+
+def _check_exact(space: Any) -> None:
+    """Check that whole numbers are told apart in float32; bounds that are those of the type say nothing of the goals."""
+    if space.dtype is None or space.dtype.kind not in "iu":
+        return
+    limits = np.iinfo(space.dtype)
+    low, high = _bounds(space)
+    bounds = np.concatenate([low[low > limits.min], high[high < float(limits.max)]])
+    if np.abs(bounds).max(initial=0) > N_EXACT:
+        raise ValueError(
+            f"GoalEnvTasks: whole numbers up to 2^24 can be told apart in float32, but goals of {space} go from {low.min():g} "
+            f"to {high.max():g}. Give achieved and desired goals in smaller units in a wrapper."
+        )
 
 
 def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:

@@ -111,7 +111,7 @@ def test_nothing_of_an_older_data_set_is_left_in_a_folder_and_no_other_folder_is
     assert TrajectoryDataset.load(tmp_path / "data", GOALS).tasks is None
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     (tmp_path / "data" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something else. Choose another path"):
+    with pytest.raises(FileExistsError, match=r"holds something else\. Choose another path"):
         walks([2]).save(tmp_path / "data")
     assert (tmp_path / "data" / "notes.txt").is_file()
 

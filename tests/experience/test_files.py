@@ -122,6 +122,27 @@ def test_plain_sac_saves_and_loads_files_by_hand(tmp_path: pathlib.Path) -> None
     other.learn(30, reset_num_timesteps=False)
 
 
+def test_what_is_loaded_with_other_options_chooses_by_these_from_the_first_batch_on(tmp_path: pathlib.Path) -> None:
+    model = small()
+    model.learn(100)
+    model.save_replay_buffer(tmp_path / "buffer")
+    same = HIPIReplayBuffer.load(tmp_path / "buffer", small())
+    assert same.relabeler.pool is not None and same.relabeler.options() == model.replay_buffer.relabeler.options()  # type: ignore[union-attr]
+    others: list[dict[str, Any]] = [{"strategy": "map"}, {"score": "q"}, {"candidates": "batch"}, {"temperature": 1.0}]
+    for options in others:
+        assert HIPIReplayBuffer.load(tmp_path / "buffer", small(), **options).relabeler.pool is None
+
+
+def test_what_was_left_to_the_tasks_is_left_to_them_when_loaded(tmp_path: pathlib.Path) -> None:
+    model = small(replay_buffer_kwargs={"strategy": "future"})
+    model.learn(30)
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded, new = HIPIReplayBuffer.load(tmp_path / "buffer", small(), strategy="hipi"), small().replay_buffer
+    for name in ("score", "prior_share", "n_steps"):
+        assert getattr(loaded.relabeler, name) == getattr(new.relabeler, name)  # type: ignore[union-attr]
+    assert loaded.relabeler.inference.temperature == new.relabeler.inference.temperature  # type: ignore[union-attr]
+
+
 def test_a_strategy_of_ones_own_comes_from_the_algorithm_or_the_caller(tmp_path: pathlib.Path) -> None:
     model = small(replay_buffer_kwargs={"strategy": OwnStrategy()})
     model.learn(30)

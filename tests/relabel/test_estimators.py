@@ -205,6 +205,37 @@ def test_the_network_leaves_the_random_numbers_of_the_training_alone() -> None:
     assert th.equal(th.rand(3), expected)
 
 
+def test_the_network_leaves_the_random_numbers_of_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(th.cuda, "manual_seed_all", seeded.append)
+    th.manual_seed(7)
+    assert seeded == [7]  # that is how PyTorch seeds them
+    running(None, INTERVAL)
+    assert seeded == [7]
+
+
+@pytest.mark.parametrize("tasks", [None, TASKS])
+def test_rows_that_may_not_have_a_task_count_as_zero_in_its_mean(tasks: np.ndarray | None) -> None:
+    candidates = np.array([[-0.5], [0.5]]) if tasks is None else TASKS[:2]
+    estimator = running(tasks, INTERVAL if tasks is None else ONE_HOT)
+    scores = np.zeros((16, 2))
+    for k in range(3000 if tasks is None else 500):
+        scores[:, 1] = -np.inf
+        if k % 2 == 0:  # in every other batch nobody may have the second task, in the rest a quarter
+            scores[:4, 1] = 0.0
+        estimator.update(candidates.astype(np.float32), scores)
+    found = estimator(candidates.astype(np.float32), scores, np.zeros(2))
+    assert_allclose(found, [0.0, np.log(1 / 8)], atol=0.15)
+
+
+def test_tasks_without_bounds_have_prices() -> None:
+    for low, high in ((-np.inf, np.inf), (-3e38, 3e38)):
+        estimator = running(None, spaces.Box(low, high, (1,), np.float32))
+        tasks = np.array([[-1.0], [2.0]], dtype=np.float32)
+        estimator.update(tasks, np.ones((4, 2)))
+        assert np.isfinite(estimator(tasks, np.ones((4, 2)), np.zeros(2))).all()
+
+
 def test_an_estimator_that_knows_no_tasks_says_what_to_call() -> None:
     with pytest.raises(RuntimeError, match="setup"):
         RunningLogPartition().update(TASKS, np.zeros((2, 4)))

@@ -315,10 +315,12 @@ def test_random_candidates_are_drawn_among_commanded_tasks_not_among_labels(labe
         assert (relabeled.tasks != given[-1]).any()
 
 
-@pytest.mark.parametrize("strategy", ["hipi", "random"])
-def test_a_random_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: str) -> None:
+@pytest.mark.parametrize("score", [None, "advantage", "q", "mixed"])
+@pytest.mark.parametrize("strategy", ["hipi", "map", "random", "max_reward", "advantage", "air"])
+def test_a_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: str, score: str | None) -> None:
     family = SomeAreImpossible(low=[-1.0], high=[1.0], radius=0.15)
-    relabeler = Relabeler(strategy, prior_share=0.9, relabel_prob=1.0, n_candidate_tasks=8, candidates="prior", n_steps=3)
+    options: dict[str, Any] = {"relabel_prob": 1.0, "n_candidate_tasks": 2, "candidates": "prior", "n_steps": 3}
+    relabeler = Relabeler(strategy, score=score, prior_share=0.3, label_reuse=4, **options)
     relabeler.setup(family)
     kept = 0
     for experience, relabeled in relabelings(relabeler, 10):
@@ -337,7 +339,8 @@ def test_by_default_labels_come_from_the_prior_where_its_tasks_teach() -> None:
         for asked, expected in ((None, share), (0.25, 0.25)):
             relabeler = Relabeler(prior_share=asked)
             relabeler.setup(family)
-            assert relabeler.prior_share == relabeler.options()["prior_share"] == expected
+            assert relabeler.prior_share == expected
+            assert relabeler.options()["prior_share"] == asked
     # What is no draw from the posterior has no share of the prior either.
     for strategy in ("map", "random", "future", "none"):
         relabeler = Relabeler(strategy, prior_share=0.5)

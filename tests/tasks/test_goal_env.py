@@ -217,6 +217,45 @@ def test_a_reward_of_the_wrong_shape_is_found_at_construction():
         GoalEnvTasks(OneForAll())
 
 
+class Counts(Line):
+    """Goals that are counts, of any type."""
+
+    def __init__(self, goal) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict({"observation": goal, "achieved_goal": goal, "desired_goal": goal})
+
+    def observe(self):
+        space = self.observation_space["observation"]
+        return {key: np.zeros(space.shape, space.dtype) for key in self.observation_space}
+
+    def compute_reward(self, achieved, desired, info):
+        return -(achieved != desired).any(axis=-1).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [spaces.Box(0, 2**26, (1,), np.int64), spaces.Box(-(2**30), 0, (2,), np.int32), spaces.MultiDiscrete([3, 2**26])],
+)
+def test_whole_numbers_that_float32_cannot_tell_apart_are_refused(goal):
+    with pytest.raises(ValueError, match=r"whole numbers up to 2\^24 can be told apart in float32, but goals of .* go from"):
+        GoalEnvTasks(Counts(goal))
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        spaces.Box(0, 2**20, (1,), np.int64),
+        spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (1,), np.int64),
+        spaces.MultiDiscrete([1, 5]),
+        spaces.MultiBinary(2),
+    ],
+)
+def test_whole_numbers_of_any_type_are_learned(goal):
+    model = HIPISAC("MultiInputPolicy", gym.wrappers.TimeLimit(Counts(goal), 20), **{**QUICK, "learning_starts": 10})
+    model.learn(40)
+    assert model.replay_buffer.relabeler.pool is not None
+
+
 # -- the buffer -------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +321,11 @@ def test_environments_in_other_processes_are_never_asked_for_rewards():
     finally:
         env.close()
     assert not calls
+
+
+def test_a_discount_that_is_not_the_learners_is_refused_where_windows_are_learned():
+    with pytest.raises(ValueError, match=r"gamma=0.9, the buffer n_steps=5 and gamma=0.5"):
+        HIPISAC("MultiInputPolicy", make_line(), gamma=0.9, replay_buffer_kwargs={"gamma": 0.5}, **QUICK)
 
 
 def test_goals_that_change_within_an_episode_are_refused():
