@@ -174,10 +174,13 @@ class RelabelSnapshotCallback(BaseCallback):
             raise ValueError(f"RelabelSnapshotCallback needs a HIPIReplayBuffer, but the buffer is {type(buffer).__name__}.")
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def _on_training_start(self) -> None:
+        self._next = (self.num_timesteps // self.freq + 1) * self.freq  # of a training that goes on, too
+
     def _on_step(self) -> bool:
         buffer = self.model.replay_buffer  # type: ignore[attr-defined]
         if self.num_timesteps >= self._next and buffer.size() > 0:
-            self._next += self.freq
+            self._next = (self.num_timesteps // self.freq + 1) * self.freq
             self.snapshot(buffer)
         return True
 

@@ -126,7 +126,8 @@ def evaluate_tasks(
     :param tasks: tasks, (n_tasks, task_dim)
     :param n_episodes: episodes of each task
     :param deterministic: whether the policy acts greedily
-    :param seed: seed of the environments, so that two evaluations see the same noise; their generators go on if None
+    :param seed: seed of the environments: whatever the policy does, two evaluations begin each task with the same noise; their
+        generators go on if None
     :param record_observations: whether to keep the observations
     :param render: whether to render each step
     :return: the episodes
@@ -142,8 +143,6 @@ def evaluate_tasks(
         raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not 0 and {n_episodes}.")
     numbers("tasks", given, "n_tasks", "task_dim")
     tasks = np.stack([family.check_task(task) for task in tasks])
-    if seed is not None:
-        vec_env.seed(seed)
     recorder = _EpisodeRecorder(vec_env, family, record_observations)
     fixed_before = vec_env.get_attr("fixed_task")
     episodes: list[_Episode] = []
@@ -153,6 +152,9 @@ def evaluate_tasks(
             for i in range(vec_env.num_envs):
                 # Environments for which no task is left repeat one; what they do is dropped below.
                 vec_env.env_method("fix_task", group[i % len(group)], indices=[i])
+            if seed is not None:
+                # Anew for every group: how much noise the one before has used depends on the policy.
+                vec_env.seed(seed + start)
             recorder.clear()
             evaluate_policy(
                 model,

@@ -1,6 +1,7 @@
 """Make one environment with a family of tasks out of an ordinary Gymnasium environment."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -121,7 +122,7 @@ class MultiTaskWrapper(gym.Wrapper):
         obs, info = self.env.reset(seed=seed, options=options or None)
         # The inner generator is seeded by the line above, so that one seed fixes both the state and the task.
         self.task = self.task_family.sample(self.np_random, 1)[0] if task is None else self.task_family.check_task(task)
-        self._inner_obs = obs
+        self._inner_obs = _kept(obs)
         self._step = 0
         shown = self.task.copy()
         return self._observation(obs, shown), {**info, "task": shown}
@@ -139,8 +140,9 @@ class MultiTaskWrapper(gym.Wrapper):
         self._step += 1
         family, task = self.task_family, self.task
         features = family.features(self.env, self._inner_obs, action, next_obs, inner_reward, info)
-        # Judged in the precision in which the replay buffer stores it: a threshold must not fall differently later.
-        features = np.asarray(features, np.float32)
+        # Judged in the precision in which the replay buffer stores it: a threshold must not fall differently later. A copy: an
+        # environment may hand out its state itself, and be reset before the info is read.
+        features = np.array(features, np.float32)
         if features.shape != self._feature_shape:
             raise ValueError(
                 f"{type(family).__name__}.features returned shape {features.shape}, but feature_dim is {family.feature_dim}: "
@@ -157,9 +159,11 @@ class MultiTaskWrapper(gym.Wrapper):
         shown = task.copy()
         # A new dictionary: environments may keep theirs, and share it.
         info = {**info, "task": shown, "task_features": features, "env_terminated": env_terminated}
+        # That of the inner environment speaks of another task.
+        info.pop("is_success", None)
         if success is not None:
             info["is_success"] = bool(success)
-        self._inner_obs = next_obs
+        self._inner_obs = _kept(next_obs)
         return self._observation(next_obs, shown), reward, env_terminated or bool(ends), bool(truncated), info
 
     def _observation(self, obs: Any, task: np.ndarray) -> Any:
@@ -173,3 +177,10 @@ class MultiTaskWrapper(gym.Wrapper):
             f"{type(self.task_family).__name__}: {what} at step {self._step} of the episode is {value} for task {self.task}. "
             "Check the environment's state and the family's arithmetic at this step; nothing was stored."
         )
+
+
+def _kept(obs: Any) -> Any:
+    """A copy of an observation for the next step: environments may write the next one into the same arrays."""
+    if isinstance(obs, np.ndarray):
+        return obs.copy()
+    return {key: _kept(part) for key, part in obs.items()} if isinstance(obs, dict) else deepcopy(obs)

@@ -119,6 +119,41 @@ def test_one_seed_gives_the_same_episodes_twice():
     assert not np.array_equal(first.observations[0], other.observations[0])
 
 
+class Windy(gym.Wrapper):
+    """Begins anywhere and blows, by its generator."""
+
+    def step(self, action):
+        self.np_random.random()
+        return super().step(action)
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        self.starts.append(float(self.np_random.random()))
+        return obs, info
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_each_task_begins_with_the_same_noise_whatever_the_policy_does(n_envs):
+    class Idler(Walker):
+        def predict(self, *args, **kwargs):
+            actions, state = super().predict(*args, **kwargs)
+            return np.zeros_like(actions), state
+
+    def starts(policy):
+        envs = [Windy(make_line_walk()) for _ in range(n_envs)]
+        for env in envs:
+            env.starts = []
+        evaluation = evaluate_tasks(policy, DummyVecEnv([lambda env=env: env for env in envs]), TASKS, seed=3)
+        seen = [env.starts for env in envs]
+        return seen, evaluation.lengths
+
+    (mine, lengths), (theirs, others) = starts(Walker()), starts(Idler())
+    assert not np.array_equal(lengths, others)
+    # Of a group each environment resets once with its seed, and then once an episode that it ends.
+    assert mine[0][0] == theirs[0][0]
+    assert len(set(mine[0]) & set(theirs[0])) >= -(-len(TASKS) // n_envs)
+
+
 @pytest.mark.parametrize("before", [None, [0.25]])
 def test_the_tasks_of_the_environment_are_restored_even_after_an_error(before):
     class Broken(Walker):

@@ -270,6 +270,64 @@ def test_a_family_without_success_leaves_no_is_success():
     assert "is_success" not in env.step(RIGHT)[-1]
 
 
+def test_success_of_the_inner_environment_is_none_of_the_familys():
+    class Judges(gym.Wrapper):
+        def step(self, action):
+            *step, info = self.env.step(action)
+            return *step, {**info, "is_success": True}
+
+    env = MultiTaskWrapper(Judges(Line()), LinearReward([-1, -1], [1, 1], position_features))
+    env.reset(seed=0)
+    assert "is_success" not in env.step(RIGHT)[-1]
+
+
+class InPlace(gym.Env):
+    """Hands out its state itself, and the family's features too."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, as_dict):
+        space = spaces.Box(-9.0, 9.0, (1,), np.float32)
+        self.x, self.as_dict = np.zeros(1, np.float32), as_dict
+        self.observation_space = spaces.Dict(x=space) if as_dict else space
+
+    def observe(self):
+        return {"x": self.x} if self.as_dict else self.x
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x[:] = 0.0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.x += action
+        return self.observe(), 0.0, False, False, {}
+
+
+def moved(env, obs, action, next_obs, reward, info):
+    return (next_obs["x"] - obs["x"]) if isinstance(obs, dict) else next_obs - obs
+
+
+def the_state_itself(env, obs, action, next_obs, reward, info):
+    return env.unwrapped.x
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_an_environment_may_write_its_next_observation_into_the_same_array(as_dict):
+    env = MultiTaskWrapper(InPlace(as_dict), LinearReward([-1.0], [1.0], moved))
+    env.reset(seed=0)
+    for _ in range(2):
+        assert_array_equal(env.step(np.full(1, 0.5, np.float32))[-1]["task_features"], [0.5])
+
+
+def test_features_that_are_the_environments_state_stay_as_they_were_in_the_step():
+    env = MultiTaskWrapper(InPlace(False), LinearReward([-1.0], [1.0], the_state_itself))
+    env.reset(seed=0)
+    features = env.step(np.full(1, 0.5, np.float32))[-1]["task_features"]
+    env.reset()
+    assert_array_equal(features, [0.5])
+
+
 def test_a_family_sees_the_whole_transition():
     family = LinearReward([-1] * 9, [1] * 9, all_arguments)
     env = make(family, cliff=50.0)

@@ -116,7 +116,13 @@ class ResumableCallback(BaseCallback):
 
     def _restore_callbacks(self, state: dict[str, Any]) -> None:
         """Set back what the other callbacks have counted."""
-        for callback, values in zip(self.siblings, state["callbacks"], strict=True):
+        saved = list(state["callbacks"])
+        for callback in self.siblings:
+            # By class, in their order: --progress and --eval-freq bring others, and may be given anew.
+            values = next((entry for entry in saved if entry.get("class") == type(callback).__name__), None)
+            if values is None:
+                continue
+            saved.remove(values)
             if "evaluations" in values:
                 values = {**values, "evaluations": [TaskEvaluation(**evaluation) for evaluation in values["evaluations"]]}
             callback.__dict__.update({name: value for name, value in values.items() if name in CALLBACK_STATE})
@@ -147,7 +153,9 @@ class ResumableCallback(BaseCallback):
             "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
             "random": (random.getstate(), np.random.get_state(), th.get_rng_state().numpy()),
             "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
-            "callbacks": [{k: v for k, v in vars(c).items() if k in CALLBACK_STATE} for c in self.siblings],
+            "callbacks": [
+                {"class": type(c).__name__} | {k: v for k, v in vars(c).items() if k in CALLBACK_STATE} for c in self.siblings
+            ],
             # Where the log of episodes and that of TensorBoard stand.
             "monitor": {path.name: path.stat().st_size for path in self.folder.parent.glob("*.monitor.csv")},
             "log_folder": model.logger.get_dir(),
@@ -365,7 +373,8 @@ def trim_monitor_files(folder: Path, sizes: dict[str, int]) -> None:
         if Path(name).name != name or not name.endswith(".monitor.csv"):
             raise ConfigurationError(f"The checkpoint in {folder} names {name!r}, which is no log of its run.")
         check_no_link(folder / name)
-        os.truncate(folder / name, size)
+        if (folder / name).is_file():
+            os.truncate(folder / name, min(size, (folder / name).stat().st_size))
 
 
 def continued_logger(checkpoint: Path, verbose: int) -> Logger:

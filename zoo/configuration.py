@@ -161,9 +161,18 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     :param path: file
     :param values: its entries; one with a class in it is written as an expression, see :func:`evaluated`
     """
-    plain = {name: value if _is_plain(value) else _expression_of(value) for name, value in values.items()}
     with whole_file(path) as temporary:
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+        temporary.write_text(yaml.safe_dump(as_plain(values), sort_keys=False))
+
+
+def as_plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    A configuration that YAML can write.
+
+    :param values: its entries
+    :return: the same; an entry with a class in it is an expression
+    """
+    return {name: value if _is_plain(value) else _expression_of(value) for name, value in values.items()}
 
 
 # -- expressions ------------------------------------------------------------------------------------------------------

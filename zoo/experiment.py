@@ -295,11 +295,12 @@ class TaskExperimentManager(SearchManager):
         model: Any = ALGOS[self.algo].load(self.trained_agent, env=env, device=self.device, trust=self.trust, **given)
         folder = Path(self.trained_agent).parent / REPLAY_BUFFER
         pickled = folder.with_suffix(".pkl")
-        if pickled.exists():
+        if pickled.is_file():
             print("Loading replay buffer")
             check_trust(pickled, self.trust)
             model.load_replay_buffer(pickled, truncate_last_traj=self.truncate_last_trajectory, trust=True)
         if folder.is_dir():
+            print("Loading replay buffer")
             # Whether an episode goes on shows when it does.
             model.load_replay_buffer(folder, truncate_last_traj=False)
         return model
@@ -330,7 +331,8 @@ class TaskExperimentManager(SearchManager):
             model.save(file)
         if self.save_replay_buffer and isinstance(model, OffPolicyAlgorithm):
             print("Saving replay buffer")
-            model.save_replay_buffer(os.path.join(self.save_path, "replay_buffer.pkl"))
+            # A folder of arrays where the algorithm writes one, else stable-baselines3 adds ".pkl".
+            model.save_replay_buffer(Path(self.save_path) / REPLAY_BUFFER)
         normalize = model.get_vec_normalize_env()
         if self.normalize and normalize is not None:
             normalize.save(os.path.join(self.params_path, PICKLED))

@@ -20,7 +20,7 @@ from hipi_sb3.callbacks import TaskEvalCallback
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.installed import machine, versions
-from zoo.configuration import EXPRESSIONS, evaluated
+from zoo.configuration import EXPRESSIONS, as_plain, evaluated
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
 from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
 from zoo.provenance import command_line, commit
@@ -320,4 +320,4 @@ def write_best(
     path.parent.mkdir(parents=True, exist_ok=True)
     comments = "".join(f"# {line}\n" for line in lines)
     with whole_file(path) as temporary:
-        temporary.write_text(comments + yaml.safe_dump({env_id: hyperparams}, sort_keys=False))
+        temporary.write_text(comments + yaml.safe_dump({env_id: as_plain(hyperparams)}, sort_keys=False))

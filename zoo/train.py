@@ -46,6 +46,9 @@ from zoo.errors import ConfigurationError, check_name, exit_with_error, mistake_
 from zoo.experiment import CHECKPOINTS, TaskExperimentManager, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
 
+#: Options that say what is learned: a run that goes on has its own.
+FIXED = ("--relabel", "-params", "--hyperparams", "-conf", "--conf-file")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """
@@ -129,7 +132,14 @@ def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> lis
     :param arguments: command line with ``--resume``; what else is in it goes before what the run was started with
     :param trust: see :func:`~zoo.experiment.recorded_arguments`
     :return: command line
+    :raises ConfigurationError: when it has an option that a run cannot change on its way
     """
+    for argument in arguments:
+        if argument.partition("=")[0] in FIXED:
+            raise ConfigurationError(
+                f"--resume goes on with the hyperparameters of the run, and {argument} would change them. Leave it out, or "
+                "start a run of its own with it."
+            )
     has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
     return [*recorded_arguments(run_folder, has_n_timesteps, trust), *arguments]
 

@@ -261,7 +261,7 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
         per_epoch = updates_per_epoch(n_steps, self.batch_size)
         # Callbacks of stable-baselines3 look for it under this name.
         total_timesteps = n_epochs * per_epoch if n_updates is None else n_updates
-        fingerprint = _fingerprint(labels, self.batch_size, self.expectation)
+        fingerprint = 0 if checkpoint is None else self._fingerprint(dataset, labels)
         self.num_timesteps = self._num_timesteps_at_start = 0
         if state is not None:
             self._restore(state, fingerprint, Path(str(checkpoint)))
@@ -409,13 +409,28 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
     def _restore(self, state: dict[str, Any], fingerprint: int, path: Path) -> None:
         if state["fingerprint"] != fingerprint:
             raise ValueError(
-                f"{path} is the checkpoint of a training with another data set or other options: the labels differ. "
+                f"{path} is the checkpoint of a training with another data set or other options. "
                 "Delete it to start anew, or restore what was changed."
             )
         self.set_parameters(state["parameters"], device=self.device)
         self.num_timesteps = self._num_timesteps_at_start = state["num_timesteps"]
         self._n_updates = state["n_updates"]
         th.set_rng_state(state["torch_rng"].cpu())
+
+    def _fingerprint(self, dataset: TrajectoryDataset, labels: Labels) -> int:
+        """A number that tells trainings apart: what is cloned, for which tasks, in which portions, how fast."""
+        rates = [self.lr_schedule(remaining) for remaining in (1.0, 0.5)]
+        value = zlib.crc32(f"{self.batch_size} {self.expectation} {rates} {self.policy}".encode(), dataset.checksum())
+        for array in (
+            labels.segments.start,
+            labels.segments.length,
+            labels.tasks,
+            labels.columns,
+            labels.weights,
+            labels.ends,
+        ):
+            value = zlib.crc32(array.tobytes(), value)
+        return value
 
 
 def _same_space(mine: spaces.Space, theirs: spaces.Space, task_key: str) -> bool:
@@ -428,11 +443,3 @@ def _same_space(mine: spaces.Space, theirs: spaces.Space, task_key: str) -> bool
         mine[key].shape == theirs[key].shape if key == task_key and not has_bounds else mine[key] == theirs[key]
         for key in mine
     )
-
-
-def _fingerprint(labels: Labels, batch_size: int, expectation: bool) -> int:
-    """A number that tells trainings apart: what is cloned, for which tasks, in which portions."""
-    value = zlib.crc32(f"{batch_size} {expectation}".encode())
-    for array in (labels.segments.start, labels.segments.length, labels.tasks, labels.columns, labels.weights, labels.ends):
-        value = zlib.crc32(array.tobytes(), value)
-    return value

@@ -7,6 +7,7 @@ mapped into memory, so that a data set of any size can be read piece by piece.
 
 import json
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ class TrajectoryDataset:
                         "Remove that trajectory, or repair whatever wrote it."
                     )
             done(len(self.features[block]))
+
+    def checksum(self) -> int:
+        """
+        A number that tells data sets apart; everything is read once.
+
+        :return: CRC-32 of all arrays of steps
+        """
+        value = 0
+        for name, array in self.arrays().items():
+            value = zlib.crc32(f"{name} {array.dtype}".encode(), value)
+            for first in range(0, self.n_steps, BLOCK_STEPS):
+                value = zlib.crc32(array[first : first + BLOCK_STEPS].tobytes(), value)
+        return value
 
     # -- where they come from -----------------------------------------------------------------------------------------
 

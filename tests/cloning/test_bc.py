@@ -341,7 +341,17 @@ def test_a_checkpoint_is_complete_or_as_it_was_before(tmp_path: Path, monkeypatc
 def test_the_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "fit.pt"
     make_model().fit(walks([6] * 20), n_updates=3, checkpoint=path)
-    for dataset, options in ((walks([6] * 20, seed=1), {}), (walks([6] * 20), {"temperature": 0.5})):
+    other_actions, other_observations = walks([6] * 20), walks([6] * 20)
+    other_actions.actions = -other_actions.actions
+    other_observations.observations = other_observations.observations + 1
+    for dataset, options in (
+        (walks([6] * 20, seed=1), {}),
+        (other_actions, {}),
+        (other_observations, {}),
+        (walks([6] * 20), {"temperature": 0.5}),
+        (walks([6] * 20), {"learning_rate": 1e-4}),
+        (walks([6] * 20), {"policy_kwargs": {"activation_fn": th.nn.Tanh}}),
+    ):
         with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with another data set or other options"):
             make_model(**options).fit(dataset, n_updates=6, checkpoint=path)
     with pytest.raises(ValueError, match=r"fit.pt is the checkpoint of a training with seed 0, not 1"):

@@ -419,6 +419,12 @@ def test_a_preview_relabels_every_row_and_of_an_empty_buffer_is_refused() -> Non
     assert np.mean(batch.assigned != batch.commanded) > 0.5
 
 
+def test_a_training_that_goes_on_takes_snapshots_at_the_same_steps(tmp_path: Path) -> None:
+    model = learned(None, make_line_walk())
+    model.learn(70, callback=RelabelSnapshotCallback(tmp_path, freq=30, batch_size=5), reset_num_timesteps=False)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["relabel_120.png", "relabel_90.png"]
+
+
 def test_a_snapshot_of_another_buffer_is_refused(tmp_path: Path) -> None:
     from stable_baselines3 import SAC
 

@@ -366,6 +366,9 @@ def test_the_log_of_a_killed_run_is_cut_at_the_checkpoint(tmp_path):
     path.write_text('#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n-1.0,8,0.3\n-1.0,')
     trim_monitor_files(tmp_path, {"0.monitor.csv": len('#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n')})
     assert path.read_text() == '#{"t_start": 1}\nr,l,t\n-1.0,8,0.1\n-1.0,8,0.2\n'
+    # What is shorter, because the disk was full, or gone is left as it is.
+    trim_monitor_files(tmp_path, {"0.monitor.csv": 1000, "1.monitor.csv": 10})
+    assert path.stat().st_size == 44 and not (tmp_path / "1.monitor.csv").exists()
 
 
 # -- the run folder and mistakes --------------------------------------------------------------------------------------
@@ -387,11 +390,17 @@ def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):
     for arguments, message in (
         (["--resume", uninterrupted], "is finished, after 240 steps. To go on, add -n."),
         (["--resume", f"{uninterrupted}0"], "there is no run in"),
+        (
+            ["--resume", uninterrupted, "-n", 300, "--relabel", "strategy=future"],
+            "and --relabel would change them. Leave it out",
+        ),
+        (["--resume", uninterrupted, "-n", 300, "-params", "gamma:0.5"], "and -params would change them. Leave it out"),
     ):
         with pytest.raises(SystemExit) as exit_info:
             main(*arguments)
         assert exit_info.value.code == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    # More steps than before are no mistake.
+    # More steps than before are no mistake, nor is another number of callbacks.
     assert "hipi_sac on SlowWalk-v0 after 280 steps" in main("--resume", uninterrupted, "-n", 280)
+    assert "hipi_sac on SlowWalk-v0 after 320 steps" in main("--resume", uninterrupted, "-n", 320, "--save-freq", 10, "-P")

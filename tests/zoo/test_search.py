@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+import torch as th
 import yaml
 from conftest import lacking, require
 from numpy.testing import assert_array_equal
@@ -20,8 +21,9 @@ require("rl_zoo3")
 from optuna.trial import TrialState, create_trial
 
 from zoo import plugin
+from zoo.configuration import evaluated, read_yaml
 from zoo.errors import ConfigurationError
-from zoo.search import TrialSeededEvalCallback
+from zoo.search import TrialSeededEvalCallback, write_best
 from zoo.search_postgres import private_postgres
 from zoo.workers import WORKER, Worker, make_storage, n_finished, retry_dead_trials, run_trials, sampler_seed
 
@@ -232,6 +234,15 @@ def searched(tmp_path_factory):
     command = search(folder, "study.log", *given)
     result = subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, text=True, timeout=120)
     return folder, result.stdout
+
+
+def test_a_class_among_the_hyperparameters_of_the_best_trial_is_written_as_it_is_read(tmp_path):
+    study = optuna.create_study(study_name="ppo")
+    study.add_trial(optuna.trial.create_trial(value=1.0))
+    best = {"learning_rate": 1e-3, "policy_kwargs": {"net_arch": {"pi": [64], "vf": [64]}, "activation_fn": th.nn.Tanh}}
+    write_best(tmp_path / "best.yml", study, "CartPole-v1", best, [], "python zoo/train.py -optimize")
+    entry = read_yaml(tmp_path / "best.yml")["CartPole-v1"]
+    assert entry["learning_rate"] == 1e-3 and evaluated(entry["policy_kwargs"]) == best["policy_kwargs"]
 
 
 def test_the_best_trial_is_a_ready_yaml_file_with_its_provenance(searched, main, monkeypatch):

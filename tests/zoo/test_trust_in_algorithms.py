@@ -103,6 +103,14 @@ def test_a_pickled_buffer_is_resumed_from_with_trust_only(launcher, capsys):
     assert "sac on SlowWalk-v0 after 60 steps" in capsys.readouterr().out
 
 
+def test_hipis_saved_buffer_is_gone_on_with_without_trust(launcher, capsys):
+    folder = launcher("--algo", "hipi_sac", "--save-replay-buffer")
+    assert (folder / "replay_buffer").is_dir() and not list(folder.rglob("*.pkl"))
+    capsys.readouterr()
+    train.main(["--algo", "hipi_sac", *RUN, *NET, "-i", str(folder / f"{ENV_ID}.zip")])
+    assert "Loading replay buffer" in capsys.readouterr().out
+
+
 def test_hipis_buffer_is_resumed_from_without_pickle_whatever_the_algorithm(launcher, capsys):
     folder = launcher("--algo", "td3", "--relabel", "strategy=hipi")
     newest = checkpoints(folder / "checkpoints")[-1]
