@@ -119,10 +119,11 @@ class ResumableCallback(BaseCallback):
         saved = list(state["callbacks"])
         for callback in self.siblings:
             # By class, in their order: --progress and --eval-freq bring others, and may be given anew.
-            values = next((entry for entry in saved if entry.get("class") == type(callback).__name__), None)
-            if values is None:
+            kind = type(callback).__name__
+            place = next((i for i, entry in enumerate(saved) if entry.get("class", kind) == kind), None)
+            if place is None:
                 continue
-            saved.remove(values)
+            values = saved.pop(place)
             if "evaluations" in values:
                 values = {**values, "evaluations": [TaskEvaluation(**evaluation) for evaluation in values["evaluations"]]}
             callback.__dict__.update({name: value for name, value in values.items() if name in CALLBACK_STATE})
