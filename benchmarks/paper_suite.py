@@ -4,7 +4,8 @@
     python benchmarks/paper_suite.py --seeds 2     # the first two seeds of every task and method
     python benchmarks/paper_suite.py --show        # the committed results as Markdown, and the figure
 
-Cells that ``benchmarks/results/paper_suite.csv`` has are not run again: delete it where the defaults have changed.
+Cells that ``benchmarks/results/paper_suite.csv`` or the folder of the runs has are not run again: where the defaults have
+changed, delete their rows, and give another ``--folder``.
 Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks. Options
 were chosen on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where
 there are goals, random labels elsewhere), the same with windows of five steps, and HIPI by its defaults.
@@ -123,8 +124,9 @@ def compare(frame: pd.DataFrame) -> dict[str, Any]:
     Compare HIPI with what there is without it.
 
     :param frame: evaluations, see :func:`zoo.benchmark.gather`
-    :return: by task: metric, seeds, area and final value of each method with its interval, and the share of the steps after
-        which HIPI has the final value of the best method of today, and of the best of all others
+    :return: by task: metric, seeds, area and final value of each method, its difference from HIPI on the seeds that both have,
+        with its interval, and the share of the steps after which HIPI has the final value of the method of today, and of the
+        best of all others
     """
     tasks: dict[str, Any] = {}
     for env, of_env in frame.groupby("env", sort=False):
@@ -135,11 +137,15 @@ def compare(frame: pd.DataFrame) -> dict[str, Any]:
         methods = {}
         for method, curve in curves.items():
             final = curve.iloc[:, -2:].mean(axis=1).to_numpy()
+            both = curves["hipi"].index.intersection(curve.index)
             methods[method] = {
                 "seeds": len(curve),
                 "final": float(final.mean()),
                 "area": float(area_under(curve).mean()),
-                "hipi_area_minus_this": interval_of_difference(area_under(curves["hipi"]), area_under(curve)),
+                "common_seeds": len(both),
+                "hipi_area_minus_this": interval_of_difference(
+                    area_under(curves["hipi"].loc[both]), area_under(curve.loc[both])
+                ),
                 "cpu_seconds": float(of_env[of_env["method"] == method]["cpu_seconds"].mean()),
             }
         others = {method: entry["final"] for method, entry in methods.items() if not method.startswith("hipi")}
@@ -147,7 +153,8 @@ def compare(frame: pd.DataFrame) -> dict[str, Any]:
         shares = {}
         for name, rival in (("today", today), ("best", best)):
             if rival in methods:
-                steps = steps_to_reach(curves["hipi"], methods[rival]["final"])
+                both = curves["hipi"].index.intersection(curves[rival].index)
+                steps = steps_to_reach(curves["hipi"].loc[both], float(curves[rival].loc[both].iloc[:, -2:].mean(axis=None)))
                 shares[name] = None if steps is None else steps / N_TIMESTEPS
         tasks[str(env)] = {"metric": metric, "today": today, "best": best, "share_of_steps": shares, "methods": methods}
     return tasks
@@ -170,10 +177,12 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
         keys = {"today": suffix, "today, windows of 5": f"{suffix}_n5", "hipi": "hipi"}
         if not all(key in curves for key in keys.values()):
             continue
-        areas = {name: area_under(curves[key]) for name, key in keys.items()}
+        common = sorted(set.intersection(*(set(curves[key].index) for key in keys.values())))
+        areas = {name: area_under(curves[key].loc[common]) for name, key in keys.items()}
         low, high = (bound(values.mean() for values in areas.values()) for bound in (min, max))
         for name, values in areas.items():
             columns[name].append((values - low) / max(high - low, 1e-9))
+    # As many of each task as the task with the fewest has.
     n_seeds = min(len(values) for column in columns.values() for values in column)
     scores = {name: np.stack([column[:n_seeds] for column in values], axis=1) for name, values in columns.items()}
     point, interval = library.get_interval_estimates(
@@ -194,9 +203,9 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def ahead_of(entry: dict[str, Any], digits: int) -> str:
-    """How far HIPI is ahead of a method, with the interval; of one seed there is none."""
+    """How far HIPI is ahead of a method on the seeds that both have, with the interval; of one seed there is none."""
     mean, low, high = entry["hipi_area_minus_this"]
-    return f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if entry["seeds"] > 1 else "")
+    return f"{mean:+.{digits}f}" + (f" [{low:+.{digits}f}, {high:+.{digits}f}]" if entry["common_seeds"] > 1 else "")
 
 
 def as_markdown(tasks: dict[str, Any]) -> str:
@@ -212,7 +221,10 @@ def as_markdown(tasks: dict[str, Any]) -> str:
 
         def both(method: str, methods: Any = methods, digits: int = digits) -> str:
             entry = methods.get(method)
-            return "" if entry is None else f"{entry['area']:.{digits}f} / {entry['final']:.{digits}f}"
+            if entry is None:
+                return ""
+            of = "" if entry["seeds"] == methods["hipi"]["seeds"] else f" ({entry['seeds']} seeds)"
+            return f"{entry['area']:.{digits}f} / {entry['final']:.{digits}f}{of}"
 
         def minus(method: str, methods: Any = methods, digits: int = digits) -> str:
             return ahead_of(methods[method], digits) if method in methods else ""
@@ -233,9 +245,10 @@ def as_page(tasks: dict[str, Any]) -> str:
         "Written by `python benchmarks/paper_suite.py --show` from",
         "[`paper_suite.csv`](../benchmarks/results/paper_suite.csv); [Results](results.md#the-papers-suite) say more.",
         "*Height* is the mean of the curve, *end* that of the last two of its ten evaluations; intervals are of the",
-        "difference of the heights, 95 % bootstrap over the seeds. CPU seconds are those of a run on one core, some of them",
-        "on other machines than the rest. `hipi_posterior` is HIPI with all labels from the posterior, `random_commanded`",
-        "draws random labels among the tasks that were commanded in the batch.",
+        "difference of the heights on the seeds that both have, 95 % bootstrap over these. CPU seconds are those of a run",
+        "on one core, some of them on other machines than the rest. `hipi_posterior` is HIPI with all labels from the",
+        "posterior, `hipi_prior` with none, `random_commanded` draws random labels among the tasks that were commanded in",
+        "the batch.",
     ]
     for env, task in tasks.items():
         digits = 2 if task["metric"] == "success" else 1

@@ -290,9 +290,11 @@ class EnvActor:
         :param options: options of each environment
         :return: observations and infos
         """
-        self.envs._seeds, self.envs._options = list(seeds), list(options)
+        # Wrappers of a VecEnv have lists of their own, which nobody reads.
+        inner = self.envs.unwrapped
+        inner._seeds, inner._options = list(seeds), list(options)
         obs = self.envs.reset()
-        return obs, list(self.envs.reset_infos)
+        return obs, list(inner.reset_infos)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]], list[dict[str, Any]]]:
         """
@@ -302,7 +304,7 @@ class EnvActor:
         :return: observations, rewards, dones, infos, and the infos of the last resets
         """
         # What Ray hands over cannot be written to, which an environment may do to its action.
-        return *self.envs.step(np.array(actions)), list(self.envs.reset_infos)
+        return *self.envs.step(np.array(actions)), list(self.envs.unwrapped.reset_infos)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], indices: list[int] | None) -> Any:
         """

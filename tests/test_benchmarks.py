@@ -157,6 +157,32 @@ def test_the_paper_suite_counts_the_steps_that_hipi_needs():
     assert "## ReacherDiscrete-v0" in page and "| `her_future` | 2 | 0.28 | 0.47 | +0.5" in page
 
 
+def test_the_paper_suite_compares_on_the_seeds_that_both_methods_have():
+    from benchmarks import paper_suite
+
+    heights = {"hipi": (0.4, 0.6, 0.2), "random": (0.3, 0.5, 0.4), "random_n5": (0.2, 0.4)}
+    frame = pd.DataFrame(
+        [
+            {"method": method, "env": "WalkerLinear-v0", "seed": seed, "timesteps": step, "mean_return": height}
+            | {"success": np.nan, "wall_seconds": 1.0, "cpu_seconds": 2.0, "commit": "abc"}
+            for method, of_seeds in heights.items()
+            for seed, height in enumerate(of_seeds)
+            for step in range(1500, 15001, 1500)
+        ]
+    )
+    task = paper_suite.compare(frame)["WalkerLinear-v0"]
+    assert task["methods"]["random"]["hipi_area_minus_this"][0] == pytest.approx(0.0)
+    assert task["methods"]["random_n5"]["hipi_area_minus_this"][0] == pytest.approx(0.2)  # without HIPI's third seed
+    assert task["best"] == "random" and task["share_of_steps"]["best"] == pytest.approx(0.1)
+    row = paper_suite.as_markdown({"WalkerLinear-v0": task}).splitlines()[2]
+    assert "| 3 | 0.4 / 0.4 | 0.3 / 0.3 (2 seeds) | 0.4 / 0.4 |" in row
+    over_all = paper_suite.aggregate(frame)
+    # Of the two seeds that all have, the worst mean is 0.3 and the best 0.5.
+    assert over_all["n_seeds"] == 2
+    assert over_all["normalised_area"]["today, windows of 5"][0] == pytest.approx(0.0)
+    assert over_all["normalised_area"]["hipi"][0] == pytest.approx(1.0)
+
+
 def test_the_labels_of_the_suite_are_those_of_the_last_policy(tmp_path, monkeypatch, capsys):
     from benchmarks import paper_labels
     from hipi_sb3 import HIPISAC

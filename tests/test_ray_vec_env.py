@@ -13,13 +13,13 @@ from conftest import require
 from line_walk import make_line_walk
 from numpy.testing import assert_array_equal
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 ray = require("ray")
 
 from hipi_sb3 import HIPISAC
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
-from hipi_sb3.ray_vec_env import RayVecEnv
+from hipi_sb3.ray_vec_env import EnvActor, RayVecEnv
 from hipi_sb3.vec_env import PointVecEnv
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +97,17 @@ def test_it_gives_what_a_dummy_vec_env_gives(make, make_env, envs_per_actor):
             assert_same(info, dummy_info)
         n_ended += dones.sum()
     assert n_ended > 0
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, VecMonitor])
+def test_seeds_and_options_reach_vec_envs_that_are_wrapped(wrap):
+    actor = EnvActor([lambda: wrap(make_points(2))])
+    (first, infos), (again, _) = actor.reset([1, 2], [{}, {}]), actor.reset([1, 2], [{}, {}])
+    assert_same(first, again)
+    assert all("task" in info for info in infos)
+    task = np.array([30.0, 30.0], dtype=np.float32)
+    asked, _ = actor.reset([1, 2], [{"task": task}, {}])
+    assert_array_equal(asked["task"][0], task)
 
 
 def trained(env):

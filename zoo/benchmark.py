@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ if __name__ == "__main__":
 import gymnasium as gym
 import numpy as np
 import pandas as pd
+import yaml
 
 import hipi_sb3  # noqa: F401  registers the environments
 from hipi_sb3.experience.whole import NotWritten
@@ -214,6 +216,14 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     methods = args.methods.split(",")
     for method in methods:
         check_name("method", method, KEY_TO_METHOD)
+        if KEY_TO_METHOD[method].algo == "sac":
+            entries = yaml.safe_load((ROOT / "hyperparams" / "sac.yml").read_text())
+            without = [env for env in envs if entries.get(env, {}).get("replay_buffer_class") != "HerReplayBuffer"]
+            if without:
+                raise ConfigurationError(
+                    f"{method} is stable-baselines3's own HerReplayBuffer, for which hyperparams/sac.yml has no entry of "
+                    f"{', '.join(without)}. Use her_future, which is HER in HIPI's buffer."
+                )
     check_name("engine", args.engine, KEY_TO_ENGINE)
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigurationError(f"--seeds and --jobs must be at least 1, not {args.seeds} and {args.jobs}.")
@@ -257,6 +267,9 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
                 "stand in one table. Choose another --folder."
             )
     print(f"{len(cells)} cells, {len(cells) - len(missing)} of them finished before; {args.jobs} at a time")
+    finished = [json.loads((folder / cell.name / "cell.json").read_text()) for cell in cells if cell not in missing]
+    if others := {run["commit"] for run in finished if "commit" in run} - {commit()}:
+        print(f"Those are of other code ({', '.join(sorted(others))}); another --folder runs them anew.")
     broken = []
     start, load = time.perf_counter(), os.getloadavg()[0]
     ended = KEY_TO_ENGINE[args.engine](missing, folder, args) if missing else iter(())
@@ -265,11 +278,11 @@ def run_cells(cells: list[Cell], folder: Path, args: argparse.Namespace) -> list
             broken.append((cell, reason))
         said = "finished" if reason is None else f"broken: {reason}"
         print(f"[{done}/{len(missing)}, {(time.perf_counter() - start) / 60:.1f} min] {cell.name} {said}", flush=True)
-    finished = [path for cell in missing if (path := folder / cell.name / "cell.json").is_file()]
-    if finished:
-        cpu_seconds = sum(json.loads(path.read_text())["cpu_seconds"] for path in finished)
+    paths = [path for cell in missing if (path := folder / cell.name / "cell.json").is_file()]
+    if paths:
+        cpu_seconds = sum(json.loads(path.read_text())["cpu_seconds"] for path in paths)
         print(
-            f"{len(finished)} cells in {time.perf_counter() - start:.0f} s of wall time and {cpu_seconds:.0f} s of CPU time, "
+            f"{len(paths)} cells in {time.perf_counter() - start:.0f} s of wall time and {cpu_seconds:.0f} s of CPU time, "
             f"{args.jobs} at a time; load of the machine before: {load:.2f}"
         )
     return broken
@@ -366,7 +379,14 @@ def run_forked(command: list[str], output: Path) -> tuple[int, float]:
     if not hasattr(_THREAD, "warm"):
         _THREAD.warm = WarmProcess()
         _RUNNING.add(_THREAD.warm)
-    return _THREAD.warm.run(command[2:], output)
+    try:
+        return _THREAD.warm.run(command[2:], output)
+    except RuntimeError as error:  # this cell is broken; the next one gets another process
+        _RUNNING.discard(_THREAD.warm)
+        del _THREAD.warm
+        with open(output, "a") as file:
+            file.write(f"\n{error}\n")
+        return 1, 0.0
 
 
 def run_on_ray(cells: list[Cell], folder: Path, args: argparse.Namespace) -> Iterator[tuple[Cell, str | None]]:
@@ -418,7 +438,8 @@ def run_in_threads(cells: list[Cell], folder: Path, args: argparse.Namespace) ->
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(_RUNNING):
-                process.kill()
+                with suppress(ProcessLookupError):  # ended by itself
+                    process.kill()
             raise
     for process in [process for process in _RUNNING if isinstance(process, WarmProcess)]:
         process.close()

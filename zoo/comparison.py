@@ -193,13 +193,15 @@ def format_table(summary: list[dict[str, Any]], threshold: float) -> str:
     for env in dict.fromkeys(entry["env"] for entry in summary):
         entries = [entry for entry in summary if entry["env"] == env]
         first = entries[0]
-        steps = f" after {first['timesteps']} steps" if "timesteps" in first else ""
-        lines.append(f"\n{env}: {first['metric']}{steps}, {len(first['final'])} seeds")
+        extents = [_extent(entry) for entry in entries]
+        is_same = len(set(extents)) == 1
+        lines.append(f"\n{env}: {first['metric']}{extents[0] if is_same else ' at the end of each run'}")
         columns = [f"{'method':16s}", f"{'IQM [95 %]':>18s}", f"{'mean [95 %]':>18s}"]
         if "area" in first:
-            columns += [f"{'area':>6s}", f"{f'steps to {threshold:g}':>14s}", f"{'wall s':>7s}", f"{'CPU s':>7s}"]
+            reached = f"steps to {threshold:g}" if first["metric"] == "success" else ""
+            columns += [f"{'area':>6s}", f"{reached:>14s}", f"{'wall s':>7s}", f"{'CPU s':>7s}"]
         lines.append(" ".join(columns))
-        lines += [_row(entry) for entry in entries]
+        lines += [_row(entry) + ("" if is_same else extent) for entry, extent in zip(entries, extents, strict=True)]
         hipi = next((entry for entry in entries if entry["method"] == "hipi"), None)
         for other, ahead in (hipi["differences"] if hipi else {}).items():
             low, high = ahead["interval"]
@@ -233,10 +235,17 @@ def median_steps(entry: dict[str, Any]) -> str:
     return f"{np.median(reached):.0f} ({len(reached)}/{len(entry['final'])})" if reached else "never"
 
 
+def _extent(entry: dict[str, Any]) -> str:
+    """After how many steps and of how many seeds an entry is."""
+    steps = f" after {entry['timesteps']} steps" if "timesteps" in entry else ""
+    return f"{steps}, {len(entry['final'])} seeds"
+
+
 def _row(entry: dict[str, Any]) -> str:
     cells = [f"{entry['method']:16s}", f"{with_interval(entry, 'iqm'):>18s}", f"{with_interval(entry, 'mean'):>18s}"]
     if "area" in entry:
-        cells += [f"{entry['area']:6.2f}", f"{median_steps(entry):>14s}"]
+        # The threshold is one of success.
+        cells += [f"{entry['area']:6.2f}", f"{median_steps(entry) if entry['metric'] == 'success' else '':>14s}"]
         cells += [f"{entry['wall_seconds']:7.0f}", f"{entry['cpu_seconds']:7.0f}"]
     return " ".join(cells)
 

@@ -210,7 +210,8 @@ class Looks:
         k = self.index[method]
         return {
             "color": self.color(method),
-            "linestyle": LINES[k % len(LINES)],
+            # The ninth has the colour of the first, but not its line.
+            "linestyle": LINES[(k + k // len(COLORS)) % len(LINES)],
             "marker": MARKERS[k % len(MARKERS)],
             "markersize": 4,
             "linewidth": 1.6,
@@ -340,7 +341,9 @@ def draw_tasks(axes: Axes, tasks: dict[str, tuple[np.ndarray, np.ndarray]], labe
     for k, (method, (_, scores)) in enumerate(tasks.items()):
         mean, low, high = scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0)
         if n_tasks > MAX_BARS:
-            axes.plot(np.linspace(0, 1, n_tasks), np.sort(mean), markevery=max(n_tasks // 10, 1), **looks.line(method))
+            share, order = np.linspace(0, 1, n_tasks), np.argsort(mean)
+            axes.plot(share, mean[order], markevery=max(n_tasks // 10, 1), **looks.line(method))
+            axes.fill_between(share, low[order], high[order], color=looks.color(method), alpha=0.15, linewidth=0)
             continue
         # A marker on every bar says in print what its colour says on a screen.
         x = np.arange(n_tasks) + (k - (len(tasks) - 1) / 2) * width
@@ -350,7 +353,7 @@ def draw_tasks(axes: Axes, tasks: dict[str, tuple[np.ndarray, np.ndarray]], labe
         axes.vlines(x, low, high, color="black", linewidth=0.7, gid=f"method:{method}")
         axes.plot(x, mean, **look)
     if n_tasks > MAX_BARS:
-        axes.set(xlabel="tasks, hardest first", ylabel=label)
+        axes.set(xlabel="tasks, of each method its hardest first", ylabel=label)
     else:
         labels = task_labels(next(iter(tasks.values()))[0])
         axes.set_xticks(np.arange(n_tasks), labels, rotation=60, ha="right", fontsize=7)

@@ -84,6 +84,7 @@ class PointVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.point: PointEnv = self.single.unwrapped  # type: ignore[assignment]
         self.task_family = self.single.task_family
         self._check_single()
+        self.single.reset(seed=0)  # says how large its goals are drawn
         self.num_envs = num_envs
         self._step_limit = np.array(np.iinfo(np.int64).max if max_episode_steps in (None, -1) else max_episode_steps)
         self.autoreset_mode = AutoresetMode(autoreset_mode)

@@ -353,6 +353,11 @@ def test_it_can_be_normalised_and_drawn():
         assert plain.get_images() == [None, None]
 
 
+def test_goals_are_drawn_with_their_radius():
+    for env_id, radius in (("PointFourRoomsPaper-v0", 0.3), ("PointFourRooms-v0", 1.0)):
+        assert make(env_id, 2).point.goal_radius == radius == gym.make(env_id).get_wrapper_attr("task_family").radius
+
+
 def test_the_environments_can_be_pickled_in_the_middle_of_an_episode():
     env = make("PointFourRoomsPaper-v0", 3)
     env.reset(seed=0)

@@ -24,7 +24,7 @@ require("rliable")
 
 from hipi_sb3 import HIPISAC, GoalReaching, LinearReward
 from zoo import benchmark, enjoy, plots, report
-from zoo.comparison import area_under, steps_to, summarize
+from zoo.comparison import area_under, format_table, steps_to, summarize
 from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +161,20 @@ def test_a_process_that_runs_are_forked_from_says_what_became_of_them(tmp_path):
         warm.run(["--help"], tmp_path / "help.txt")
 
 
+def test_a_cell_whose_process_ends_is_broken_and_the_next_one_gets_another(tmp_path):
+    output = tmp_path / "output.txt"
+    assert benchmark.run_forked(["python", "zoo/train.py", "--help"], output)[0] == 0
+    try:
+        benchmark._THREAD.warm.kill()
+        assert benchmark.run_forked(["python", "zoo/train.py", "--help"], output)[0] == 1
+        assert "The process that runs are forked from has ended" in output.read_text()
+        assert benchmark.run_forked(["python", "zoo/train.py", "--help"], output)[0] == 0
+    finally:
+        benchmark._THREAD.warm.close()
+        benchmark._RUNNING.discard(benchmark._THREAD.warm)
+        del benchmark._THREAD.warm
+
+
 @pytest.mark.expensive
 def test_two_jobs_take_at_most_three_fifths_of_the_time(tmp_path):
     """Needs two idle cores."""
@@ -185,6 +199,11 @@ def test_two_jobs_take_at_most_three_fifths_of_the_time(tmp_path):
         (["--envs", "PointFourRoms-v0"], "unknown environment 'PointFourRoms-v0'. Did you mean 'PointFourRooms-v0'?"),
         (["--engine", "rya"], "unknown engine 'rya'. Did you mean 'ray'?"),
         (["--seeds", "0"], "--seeds and --jobs must be at least 1, not 0 and 1."),
+        (
+            ["--methods", "hipi,her_sb3", "--envs", "PointFourRooms-v0,PointFixedGoals-v0"],
+            "her_sb3 is stable-baselines3's own HerReplayBuffer, for which hyperparams/sac.yml has no entry of "
+            "PointFourRooms-v0, PointFixedGoals-v0. Use her_future, which is HER in HIPI's buffer.",
+        ),
         (["--suite", "goalenv"], "FetchReach-v4 needs no_such_package: pip install no-such-package"),
     ],
 )
@@ -243,6 +262,18 @@ def test_the_summary_of_made_up_curves():
     assert_allclose(entries["all environments", "none"]["mean"], 0.44)
 
 
+def test_the_table_says_steps_and_seeds_of_each_method_where_they_differ():
+    frame = made_up(["A"])
+    table = format_table(summarize(frame, 0.5), 0.5)
+    assert "A: success after 1000 steps, 5 seeds\n" in table and "steps to 0.5" in table
+    shorter = frame[(frame["method"] == "hipi") | ((frame["timesteps"] < 1000) & (frame["seed"] < 3))]
+    table = format_table(summarize(shorter, 0.5), 0.5)
+    assert "A: success at the end of each run\n" in table
+    assert [line.rpartition(" after ")[2] for line in table.splitlines()[3:5]] == ["1000 steps, 5 seeds", "500 steps, 3 seeds"]
+    returns = format_table(summarize(frame.assign(success=np.nan), 0.5), 0.5)
+    assert "A: mean_return" in returns and "steps to" not in returns and "never" not in returns
+
+
 # -- plots and report ------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +311,21 @@ def test_the_axis_of_sample_efficiency_says_mean_once():
     curves = {name: pd.DataFrame({0: [0.0], 100: [1.0]}) for name in ("none", "hipi")}
     plots.draw_efficiency(axes, curves, "mean return", plots.Looks(["none", "hipi"]))
     assert axes.get_xlabel().startswith("mean return to reach, mean over seeds")
+
+
+def test_thirty_methods_look_different():
+    looks = plots.Looks([f"method {k}" for k in range(30)])
+    lines = [looks.line(method) for method in looks.index]
+    assert len({(line["color"], line["linestyle"], line["marker"]) for line in lines}) == 30
+
+
+def test_many_tasks_are_drawn_with_their_range():
+    axes = plots.Figure().add_subplot()
+    scores = np.random.default_rng(0).random((3, 50))
+    plots.draw_tasks(axes, {"hipi": (np.zeros((50, 1)), scores)}, "success", plots.Looks(["hipi"]))
+    (band,) = axes.collections
+    bounds = band.get_paths()[0].vertices[:, 1]
+    assert_allclose([bounds.min(), bounds.max()], [scores.min(), scores.max()])
 
 
 @pytest.fixture(scope="module")

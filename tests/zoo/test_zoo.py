@@ -427,6 +427,15 @@ def test_hyperparameters_begin_with_the_default_and_name_what_exists(path):
         assert {"n_timesteps", "policy"} <= set(hyperparams) <= known
 
 
+def test_plain_sac_has_the_settings_of_hipi_sac():
+    plain, ours = (yaml.safe_load((ROOT / "hyperparams" / f"{algo}.yml").read_text()) for algo in ("sac", "hipi_sac"))
+    assert plain.keys() == ours.keys()
+    for env, settings in ours.items():
+        buffer = ("replay_buffer_class", "replay_buffer_kwargs")
+        mine, theirs = ({name: value for name, value in of.items() if name not in buffer} for of in (plain[env], settings))
+        assert mine == theirs, env
+
+
 def test_registering_twice_changes_nothing():
     before = dict(ALGOS)
     plugin.register()
