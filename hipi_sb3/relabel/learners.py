@@ -249,18 +249,17 @@ class SACLearner(Learner):
 
     def _first_of_task(self, pairs: Pairs, observations: TensorObs) -> int:
         """Which input is the first of the task; -1 where the networks see something else of it, such as a one-hot code."""
-        space = self.model.observation_space
-        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-        if any(isinstance(part, spaces.Discrete | spaces.MultiDiscrete) for part in parts):
-            return -1  # has a code, of which not every number has one
         # On the CPU, whatever the device is, where no weights are involved: nothing has to be read back.
         device = "cpu" if self._is_flat else self.device
         one_row = each(observations, lambda part: part.new_zeros(1, *part.shape[1:], device=device))
         no_task = th.zeros(1, pairs.tasks.shape[-1], device=device)
+        one, none = (pairs.with_task(one_row, task) for task in (no_task + 1, no_task))
+        if isinstance(one, dict):
+            changed = [self.model.observation_space[key] for key in one if not th.equal(one[key], none[key])]
+            if any(isinstance(space, spaces.Discrete | spaces.MultiDiscrete) for space in changed):
+                return -1  # not every number has a code
         actor = self.model.actor
-        seen = (
-            actor.extract_features(pairs.with_task(one_row, task), actor.features_extractor) for task in (no_task + 1, no_task)
-        )
+        seen = (actor.extract_features(observations, actor.features_extractor) for observations in (one, none))
         difference = next(seen)[0] - next(seen)[0]
         first = int(difference.bool().byte().argmax())
         expected = th.zeros_like(difference)
