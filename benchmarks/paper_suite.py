@@ -105,9 +105,17 @@ def today_in(env: str) -> str:
 
 
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
-    """First evaluation at which the mean over the seeds reaches a value; None if it never does, or is below it at the end."""
+    """
+    First evaluation at which the mean over the seeds reaches a value for good: its mean from there on does, too, and that of
+    the last two. An ant that stands still, before it has learned anything, is rewarded more than one that walks.
+
+    :param curve: evaluations, a row a seed
+    :param value: value to reach
+    :return: its step, or None
+    """
     mean = curve.mean(axis=0)
-    reached = mean.index[mean >= value]
+    from_there_on = mean[::-1].expanding().mean()[::-1]
+    reached = mean.index[(mean >= value) & (from_there_on >= value)]
     return float(reached[0]) if len(reached) and mean.iloc[-2:].mean() >= value else None
 
 

@@ -157,6 +157,14 @@ def test_the_paper_suite_counts_the_steps_that_hipi_needs():
     assert "## ReacherDiscrete-v0" in page and "| `her_future` | 2 | 0.28 | 0.47 | +0.5" in page
 
 
+def test_what_is_unlearned_at_once_does_not_count_as_reached():
+    from benchmarks.paper_suite import steps_to_reach
+
+    curve = pd.DataFrame([[980.0, 100.0, 200.0, 300.0, 420.0, 400.0, 460.0]], columns=range(1500, 12000, 1500))
+    assert steps_to_reach(curve, 410.0) == 7500  # 420, 400 and 460 from there on
+    assert steps_to_reach(curve, 450.0) is None  # the last two do not
+
+
 def test_the_paper_suite_compares_on_the_seeds_that_both_methods_have():
     from benchmarks import paper_suite
 
