@@ -27,7 +27,7 @@ from hipi_sb3 import HIPISAC
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from hipi_sb3.networks import layers, products
 
-#: Steps of training and batch size by environment, as in ``hyperparams/hipi_sac.yml``.
+#: Steps of training by environment, and batch size, as in ``hyperparams/hipi_sac.yml``.
 TASKS = {"PointFixedGoals-v0": (6000, 64), "ReacherDiscrete-v0": (10_000, 128)}
 PRECISIONS = ("float32", "bfloat16")
 N_EVALUATIONS = 5
