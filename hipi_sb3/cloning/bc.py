@@ -421,14 +421,8 @@ class HIPIBC(PlainFiles, OffPolicyAlgorithm):
         """A number that tells trainings apart: what is cloned, for which tasks, in which portions, how fast."""
         rates = [self.lr_schedule(remaining) for remaining in (1.0, 0.5)]
         value = zlib.crc32(f"{self.batch_size} {self.expectation} {rates} {self.policy}".encode(), dataset.checksum())
-        for array in (
-            labels.segments.start,
-            labels.segments.length,
-            labels.tasks,
-            labels.columns,
-            labels.weights,
-            labels.ends,
-        ):
+        segments = labels.segments
+        for array in (segments.start, segments.length, labels.tasks, labels.columns, labels.weights, labels.ends):
             value = zlib.crc32(array.tobytes(), value)
         return value
 

@@ -80,18 +80,20 @@ def whole_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[
     Write a folder that is there whole, or as it was before. What was mapped from the old one stays as it was.
 
     :param path: the folder
-    :param is_ours: whether an entry of a folder in its place may be replaced
+    :param is_ours: whether an entry of a folder in its place, or in one of the two places beside it, may be replaced
     :return: folder beside it to write into; it takes its place at the end
-    :raises FileExistsError: when something else is in its place
+    :raises FileExistsError: when something else is in one of these places
     :raises NotWritten: when the disk is full, or cannot be written to
     """
     path = Path(path)
     restore_folder(path)
-    if path.exists() and not (path.is_dir() and all(map(is_ours, path.iterdir()))):
-        raise FileExistsError(f"{path} exists and holds something else. Choose another path, or remove it.")
     new, old = path.with_name(f"writing-{path.name}"), _replaced(path)
+    for place in (path, new, old):
+        if place.exists() and not (place.is_dir() and all(map(is_ours, place.iterdir()))):
+            raise FileExistsError(f"{place} exists and holds something else. Choose another path, or remove it.")
     with remedy_named(path):
-        shutil.rmtree(new, ignore_errors=True)
+        for left_by_a_kill in (new, old):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         new.mkdir(parents=True)
     try:
         yield new
@@ -111,16 +113,13 @@ def whole_folder(path: str | Path, is_ours: Callable[[Path], bool]) -> Iterator[
 
 def restore_folder(path: Path) -> None:
     """
-    Put back what :func:`whole_folder` was about to replace when the process was killed.
+    Put back what :func:`whole_folder` was about to replace when the process was killed. Nothing is removed.
 
     :param path: the folder
     """
     old = _replaced(path)
-    if old.is_dir():
-        if path.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(path)
+    if old.is_dir() and not path.exists():
+        old.rename(path)
 
 
 def _replaced(path: Path) -> Path:

@@ -116,6 +116,18 @@ def test_nothing_of_an_older_data_set_is_left_in_a_folder_and_no_other_folder_is
     assert (tmp_path / "data" / "notes.txt").is_file()
 
 
+@pytest.mark.parametrize("name", ["replaced-data", "writing-data"])
+def test_a_folder_of_ones_own_beside_a_data_set_is_never_removed(tmp_path: Path, name: str) -> None:
+    walks([3, 5]).save(tmp_path / "data")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    TrajectoryDataset.load(tmp_path / "data", GOALS)
+    with pytest.raises(FileExistsError, match=rf"{name} exists and holds something else"):
+        walks([2]).save(tmp_path / "data")
+    assert (tmp_path / name / "notes.txt").read_text() == "mine"
+    assert_same(walks([3, 5]), TrajectoryDataset.load(tmp_path / "data", GOALS))
+
+
 @pytest.mark.parametrize("killed_before", ["flush", "rename", "second rename"])
 def test_a_folder_whose_saving_is_killed_holds_the_old_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_before: str
