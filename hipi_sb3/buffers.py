@@ -24,7 +24,6 @@ from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.relabeler import Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import Strategy
-from hipi_sb3.relabel.windows import learned_outcomes
 from hipi_sb3.saved_buffers import load_buffer, save_buffer
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
@@ -320,15 +319,15 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> Any:
         at = (batch_inds, np.random.randint(0, high=self.n_envs, size=len(batch_inds)))
-        experience, family, n_steps = self.experience, self.require_family(), self.n_steps
+        experience = self.experience
         rows = self.relabeler(experience, at, self._learner(), env, self._record())
 
-        windows, rewards, terminated = learned_outcomes(experience, family, rows.at, rows.tasks, rows.is_new, n_steps)
-        outcomes = windows.outcomes(self._normalize_reward(rewards, env), terminated, self.gamma)
+        judged = rows.judged
+        outcomes = judged.windows.outcomes(self._normalize_reward(judged.rewards, env), judged.terminated, self.gamma)
         next_obs, discounts = rows.next_obs, None
-        if n_steps > 1:
+        if self.n_steps > 1:
             next_obs = experience.store.next_observations(experience.after(rows.at, outcomes.length - 1))
-            self.layout.write(next_obs, np.flatnonzero(rows.is_new), rows.tasks[rows.is_new])
+            self.layout.write(next_obs, np.flatnonzero(judged.is_new), rows.tasks[judged.is_new])
             discounts = self.gamma**outcomes.length
 
         obs, next_obs = self._normalize_obs(rows.obs, env), self._normalize_obs(next_obs, env)

@@ -21,6 +21,7 @@ from hipi_sb3.relabel.posterior import TaskInference
 from hipi_sb3.relabel.rows import Normalization, RelabelBatch
 from hipi_sb3.relabel.scores import KEY_TO_SCORE
 from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY, NoRelabeling, RandomTask, Strategy, make_strategy
+from hipi_sb3.relabel.windows import Judged, judge
 from hipi_sb3.tasks.family import TaskFamily
 
 #: Diagnostics that need extra scores are taken once in so many samples.
@@ -40,14 +41,14 @@ class Relabeled:
     :param obs: their raw observations with the tasks, (batch_size, ...) or a dict of such
     :param next_obs: their raw next observations likewise
     :param tasks: the tasks, (batch_size, task_dim)
-    :param is_new: which rows were relabeled, (batch_size,)
+    :param judged: the steps of their windows under these tasks, and which rows were relabeled
     """
 
     at: Steps
     obs: Any
     next_obs: Any
     tasks: np.ndarray
-    is_new: np.ndarray
+    judged: Judged
 
 
 class Relabeler:
@@ -132,6 +133,11 @@ class Relabeler:
                 f"{type(family).__name__}. Use 'hipi' or 'random'."
             )
         self.family, self.sampler = family, sampler
+
+    def _require_family(self) -> TaskFamily:
+        if self.family is None:
+            raise RuntimeError("This Relabeler does not know the tasks yet: call setup(family) first.")
+        return self.family
 
     def _make_inference(self, log_partition: str, temperature: str) -> TaskInference:
         asked_partition, asked_temperature = self.asked["log_partition"], self.asked["temperature"]
@@ -230,12 +236,15 @@ class Relabeler:
             batch = self._rows(experience, at, random_rows, learner, normalization, (obs, next_obs))
             # What is recorded is how the strategy chose; where all rows are random, there is nothing else.
             tasks[random_rows] = self._assign(batch, RandomTask(), record if len(rows) == 0 else None)
+        judged = judge(experience, self._require_family(), at, tasks, is_new, self.n_steps)
         if is_new.any():
+            is_new = judged.is_new  # others keep their task
+            tasks = np.where(is_new[:, None], tasks, commanded)
             if record is not None:
                 record("share_changed", np.count_nonzero((tasks != commanded).any(axis=1)) / len(is_new))
             for observations in (obs, next_obs):  # copies of what is stored; other rows keep what happened, a changed task too
                 experience.layout.write(observations, np.flatnonzero(is_new), tasks[is_new])
-        return Relabeled(at, obs, next_obs, tasks, is_new)
+        return Relabeled(at, obs, next_obs, tasks, judged)
 
     def _which_are_random(self, is_new: np.ndarray, asks_critic: bool) -> np.ndarray:
         """Which of the rows to be relabeled get a random candidate: while the critic is not asked all of them."""
@@ -270,7 +279,9 @@ class Relabeler:
                     self._rng.integers(experience.n_envs, size=batch_size),
                 )
                 batch = self._rows(experience, at, np.arange(batch_size), learner, normalization)
-                batch.assigned = self.strategy.assign(batch, self._rng)
+                tasks = self.strategy.assign(batch, self._rng)
+                is_new = judge(experience, batch.family, at, tasks, np.ones(batch_size, dtype=bool), self.n_steps).is_new
+                batch.assigned = np.where(is_new[:, None], tasks, batch.commanded)
         finally:
             np.random.set_state(numpy_state)
             self._rng, self.inference = rng, inference
@@ -285,17 +296,17 @@ class Relabeler:
         normalization: Normalization | None,
         observations: tuple[Any, Any] | None = None,
     ) -> RelabelBatch:
-        if self.family is None or self.sampler is None:
-            raise RuntimeError("This Relabeler does not know the tasks yet: call setup(family) first.")
+        family, sampler = self._require_family(), self.sampler
+        assert sampler is not None
         obs, next_obs = experience.transitions(at) if observations is None else observations
         return RelabelBatch(
             experience,
-            self.family,
+            family,
             at,
             obs,
             next_obs,
             rows,
-            self.sampler,
+            sampler,
             self.inference,
             self.score,
             self.n_steps,
@@ -308,8 +319,6 @@ class Relabeler:
         """New tasks of the rows to be relabeled, (n_rows, task_dim), each of which will be used about n_uses times."""
         start = time.perf_counter()
         tasks = strategy.assign(batch, self.rng)
-        if not strategy.needs_posterior:  # which leaves out what is impossible for a row
-            tasks = np.where(batch.are_possible(tasks)[:, None], tasks, batch.commanded)
         if record is not None:
             self._record(batch, tasks, (time.perf_counter() - start) / n_uses, record)
         return tasks

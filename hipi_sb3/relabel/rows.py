@@ -168,16 +168,6 @@ class RelabelBatch:
         )
         return score_pairs(self.learner, score or self.score, pairs).cpu().numpy().astype(np.float64)
 
-    def are_possible(self, tasks: np.ndarray) -> np.ndarray:
-        """
-        Whether the rows may have these tasks: for an impossible one a step of the window is rewarded with -inf.
-
-        :param tasks: a task a row, (n_rows, task_dim)
-        :return: (n_rows,)
-        """
-        rewards, terminated = self._windows.judged(self.family, tasks[:, None])
-        return self._windows.outcomes(rewards, terminated, 1.0).rewards[:, 0] > -np.inf
-
     def diagnostics(self, tasks: np.ndarray, full: bool) -> dict[str, Any]:
         """
         What was decided, in numbers.
@@ -189,10 +179,12 @@ class RelabelBatch:
         fulfilled = self.family.success(self.features, tasks)
         if fulfilled is None:
             fulfilled = self.family.terminated(self.features, tasks)
+        before, after = take(self.experience.rewards, self.at), self.family.reward(self.features, tasks)
         # Sums, for these few numbers are taken in every sample and np.mean takes three times as long.
         values = {
-            "reward_before": np.add.reduce(take(self.experience.rewards, self.at)) / len(tasks),
-            "reward_after": np.add.reduce(self.family.reward(self.features, tasks)) / len(tasks),
+            "reward_before": np.add.reduce(before) / len(tasks),
+            # A row keeps its task where the new one is impossible.
+            "reward_after": np.add.reduce(np.where(np.isneginf(after), before, after)) / len(tasks),
             "trivial_share": np.count_nonzero(fulfilled) / len(tasks),
         }
         values |= self.family.diagnostics(self.features)

@@ -111,29 +111,48 @@ class Windows:
         return Outcomes(returns, (terminated & counts).any(axis=1), counts.sum(axis=1))
 
 
-def learned_outcomes(
-    experience: Experience,
-    family: TaskFamily,
-    at: Steps,
-    tasks: np.ndarray,
-    relabeled: np.ndarray,
-    n_steps: int,
-) -> tuple[Windows, np.ndarray, np.ndarray]:
+@dataclass
+class Judged:
     """
-    Rewards and terminations of the steps of a batch: as experienced, or judged by the new task where there is one.
+    The steps of a batch as they will be learned.
+
+    :param windows: the windows
+    :param rewards: rewards of their steps, as experienced or of the new task, (batch_size, n_steps)
+    :param terminated: whether a step ends the task or the environment, (batch_size, n_steps)
+    :param is_new: which rows have their new task, (batch_size,): those for which it is possible
+    """
+
+    windows: Windows
+    rewards: np.ndarray
+    terminated: np.ndarray
+    is_new: np.ndarray
+
+
+def judge(
+    experience: Experience, family: TaskFamily, at: Steps, tasks: np.ndarray, is_new: np.ndarray, n_steps: int
+) -> Judged:
+    """
+    Judge the steps of a batch by the new task where there is one. A row for which it is impossible, for a step that counts is
+    rewarded with -inf, keeps what it experienced.
 
     :param experience: what happened
     :param family: the tasks
     :param at: ring indices and environment indices, (batch_size,) each
     :param tasks: tasks, (batch_size, task_dim), each for its whole window
-    :param relabeled: which of them are new, (batch_size,)
+    :param is_new: which of them are new, (batch_size,)
     :param n_steps: steps of a window
-    :return: the windows, and rewards and terminations of their steps, (batch_size, n_steps) each
+    :return: the steps
     """
     windows = Windows(experience, at, n_steps)
     rewards, terminated = windows.experienced()
-    new = np.flatnonzero(relabeled)
-    if len(new) > 0:
-        new_rewards, new_terminated = windows.judged(family, tasks.take(new, axis=0)[:, None], new)
-        rewards[new], terminated[new] = new_rewards[..., 0], new_terminated[..., 0]
-    return windows, rewards, terminated
+    new = np.flatnonzero(is_new)
+    if len(new) == 0:
+        return Judged(windows, rewards, terminated, is_new)
+    new_rewards, new_terminated = (array[..., 0] for array in windows.judged(family, tasks.take(new, axis=0)[:, None], new))
+    if np.isneginf(new_rewards).any():
+        of_new = Windows(experience, (at[0][new], at[1][new]), n_steps)
+        is_possible = of_new.outcomes(new_rewards, new_terminated, 1.0).rewards > -np.inf
+        new, new_rewards, new_terminated = new[is_possible], new_rewards[is_possible], new_terminated[is_possible]
+        is_new = np.isin(np.arange(len(is_new)), new)
+    rewards[new], terminated[new] = new_rewards, new_terminated
+    return Judged(windows, rewards, terminated, is_new)

@@ -14,7 +14,7 @@ from line_walk import GOALS, NoCritic
 from numpy.testing import assert_array_equal
 
 import hipi_sb3  # noqa: F401
-from hipi_sb3 import HIPIReplayBuffer, TrajectoryDataset
+from hipi_sb3 import GoalReaching, HIPIReplayBuffer, TrajectoryDataset
 from hipi_sb3.experience.files import read_state, write_state
 from hipi_sb3.experience.layout import TaskLayout
 from hipi_sb3.experience.transitions import Experience
@@ -88,7 +88,7 @@ def test_a_relabeler_needs_no_model_of_stable_baselines() -> None:
     at = (np.arange(12).repeat(2), np.tile([0, 1], 12))
     said: dict[str, float] = {}
     rows = relabeler(experience, at, NoCritic(), record=said.__setitem__)
-    assert rows.is_new.all() and said["share_changed"] == 1.0
+    assert rows.judged.is_new.all() and said["share_changed"] == 1.0
     features = experience.features(rows.at)
     # The best task of a step, with nothing to expect afterwards, is one that it reaches.
     assert GOALS.terminated(features, rows.tasks).all()
@@ -142,12 +142,48 @@ def test_a_window_is_scored_by_what_happens_to_it_under_each_task(score: str, no
     np.testing.assert_allclose(batch.scores(tasks), expected, atol=1e-5)
 
 
+class NothingRightOnceLeft(GoalReaching):
+    """From the second step to the left on, goals on the right are impossible."""
+
+    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        return np.where((tasks[..., 0] > 0) & (features[..., 0] < -0.15), -np.inf, super().reward(features, tasks))
+
+
+def test_a_label_that_has_become_impossible_since_it_was_chosen_is_not_learned() -> None:
+    """The window of an episode's last step grows with it, and the pool still has the label of the short one."""
+    relabeler = Relabeler("hipi", relabel_prob=1.0, prior_share=0.0, label_reuse=16, candidates="prior", n_steps=2)
+    relabeler.setup(NothingRightOnceLeft(low=[0.2], high=[1.0], radius=0.05))
+    one, two = (np.zeros(64, dtype=int), np.ones(64, dtype=int)), walk(2)
+    rows = relabeler(walk(1), (one[0].copy(), one[1].copy()), NoCritic())
+    assert rows.judged.is_new.all() and (rows.tasks > 0).all()
+    rows = relabeler(two, one, NoCritic())
+    went_left = rows.at[1] == 1
+    assert rows.judged.is_new[~went_left].all() and not rows.judged.is_new.all()
+    assert 0 < np.count_nonzero(went_left) < 64
+    assert (rows.tasks[went_left] == np.float32(-0.95)).all()  # their own
+    assert_array_equal(rows.judged.rewards[went_left], np.full((np.count_nonzero(went_left), 2), -1.0))
+    assert_array_equal(rows.obs["task"], rows.tasks)
+
+
+def test_what_is_recorded_of_impossible_labels_is_finite() -> None:
+    relabeler = Relabeler("random", relabel_prob=1.0, candidates="prior", n_steps=2)
+    relabeler.setup(NothingRightOnceLeft(low=[-1.0], high=[1.0], radius=0.05))
+    said: dict[str, float] = {}
+    rows = relabeler(walk(), (np.arange(12), np.ones(12, dtype=int)), record=said.__setitem__)
+    assert not rows.judged.is_new.all() and np.isfinite(list(said.values())).all()
+    batch = relabeler.preview(walk(), 50, None)
+    windows = Windows(walk(), batch.at, 2)
+    assert batch.assigned is not None
+    rewards, terminated = windows.judged(batch.family, batch.assigned[:, None])
+    assert (windows.outcomes(rewards, terminated, 1.0).rewards > -np.inf).all()
+
+
 @pytest.mark.parametrize("strategy", ["random", "final", "future", "none"])
 def test_strategies_without_scores_need_no_critic(strategy: str) -> None:
     relabeler = Relabeler(strategy, relabel_prob=1.0)
     relabeler.setup(GOALS)
     rows = relabeler(walk(), (np.zeros(8, dtype=int), np.zeros(8, dtype=int)))
-    assert rows.is_new.all() == (strategy != "none")
+    assert rows.judged.is_new.all() == (strategy != "none")
     if strategy == "final":
         np.testing.assert_allclose(rows.tasks, 0.4, atol=1e-6)
 

@@ -20,7 +20,7 @@ from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
 from hipi_sb3.relabel.relabeler import Relabeled, Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import HIPI, ApproximateIRL, MaximumAdvantage, MaximumReward, RandomTask, Strategy
-from hipi_sb3.relabel.windows import learned_outcomes
+from hipi_sb3.relabel.windows import Windows
 
 TASKS = np.arange(3.0)[:, None]
 
@@ -217,12 +217,12 @@ def test_rows_with_reused_labels_are_judged_by_their_label() -> None:
     relabeler.setup(GOALS)
     experience = walked(60, buffer_size=100)
     rows = relabeler(experience, some_steps(200, np.random.default_rng(0)), NoCritic())
-    windows, rewards, terminated = learned_outcomes(experience, GOALS, rows.at, rows.tasks, rows.is_new, 1)
-    found = windows.outcomes(rewards, terminated, 0.9).rewards
+    judged = rows.judged
+    found = judged.windows.outcomes(judged.rewards, judged.terminated, 0.9).rewards
     # In this walk the feature is the position, the first entry of the next observation.
     features = rows.next_obs["observation"][:, :1]
     assert_array_equal(found, GOALS.reward(features, rows.obs["task"]))
-    assert rows.is_new.all() and (found == 0).any()
+    assert judged.is_new.all() and (found == 0).any()
 
 
 def test_reuse_of_one_is_no_pool_and_zero_is_refused() -> None:
@@ -270,7 +270,7 @@ def test_a_share_of_the_labels_comes_from_the_prior(label_reuse: int, prior_shar
     relabeler.setup(family)
     n_new, n_other = 0, 0
     for experience, relabeled in relabelings(relabeler):
-        new = relabeled.is_new
+        new = relabeled.judged.is_new
         n_new += np.count_nonzero(new)
         n_other += np.count_nonzero(family.reward(experience.features(relabeled.at), relabeled.tasks)[new] < 0)
         assert_array_equal(relabeled.obs["task"], relabeled.tasks)
@@ -324,10 +324,14 @@ def test_a_task_that_is_impossible_for_a_row_leaves_it_its_own(strategy: str, sc
     relabeler.setup(family)
     kept = 0
     for experience, relabeled in relabelings(relabeler, 10):
-        _, rewards, _ = learned_outcomes(experience, family, relabeled.at, relabeled.tasks, relabeled.is_new, 1)
         commanded = experience.layout.get(experience.transitions(relabeled.at)[0])
         changed = (relabeled.tasks != commanded).any(axis=1)
-        assert (rewards[changed] > -np.inf).all()
+        assert_array_equal(relabeled.obs["task"], relabeled.tasks)
+        # Of the steps that count, none is judged by a task that is impossible for it.
+        windows = Windows(experience, relabeled.at, 3)
+        rewards, terminated = (array[..., 0] for array in windows.judged(family, relabeled.tasks[:, None]))
+        assert (windows.outcomes(rewards, terminated, 1.0).rewards[changed] > -np.inf).all()
+        assert_array_equal(changed & ~relabeled.judged.is_new, np.zeros(len(changed), dtype=bool))
         kept += np.count_nonzero(~changed)
     assert kept > 0
 
