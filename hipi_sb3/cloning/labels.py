@@ -343,13 +343,20 @@ class LabelRows:
         return self.dataset.features[np.sort(self.rng.choice(self.dataset.n_steps, size=n, replace=False))]
 
     @cached_property
-    def _candidates(self) -> Candidates:
+    def _sampler(self) -> CandidateSampler:
         labeler = self.labeler
         candidates = default_candidates(self.family, "prior") if labeler.candidates is None else labeler.candidates
         sampler = CandidateSampler(self.family, candidates, labeler.n_candidate_tasks)
         if sampler.differ_by_row:
             raise ValueError(f"Labels of trajectories need candidates that all rows share, not {sampler.shares}.")
-        return sampler(self, self.rng)
+        return sampler
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        return self._sampler(self, self.rng)
+
+    def random_candidates(self) -> np.ndarray:
+        return self._sampler.one_each(self, len(self.segments.start), self.rng)
 
     def candidates(self) -> Candidates:
         return self._candidates

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.special import softmax
 
 from hipi_sb3.given import check_count, check_number
 from hipi_sb3.names import lookup
@@ -150,6 +151,28 @@ class CandidateSampler:
             return Candidates(np.concatenate(by_row, axis=1), np.zeros(self.n_tasks))
         tasks, multiplicity = np.unique(np.concatenate(drawn), axis=0, return_counts=True)
         return Candidates(tasks, np.log(multiplicity))
+
+    def one_each(self, rows: CandidateRows, n_rows: int, rng: np.random.Generator) -> np.ndarray:
+        """
+        Draw a random candidate for each row, without those that nobody would choose among.
+
+        :param rows: the batch, and the rows of it that are to be relabeled
+        :param n_rows: how many these are
+        :param rng: random generator
+        :return: tasks, (n_rows, task_dim): what a draw by weight from the candidates of :meth:`__call__` comes to
+        """
+        if ALL in self.shares:
+            candidates = self(rows, rng)
+            return candidates.tasks[rng.choice(len(candidates.tasks), size=n_rows, p=softmax(candidates.log_weights))]
+        sources = [KEY_TO_SOURCE[key] for key in self.shares]
+        chosen = rng.choice(len(sources), size=n_rows, p=list(self.shares.values())) if len(sources) > 1 else np.zeros(n_rows)
+        tasks = np.empty((n_rows, self.family.task_dim), dtype=np.float32)
+        for i, source in enumerate(sources):
+            of_source = np.flatnonzero(chosen == i)
+            if len(of_source) > 0:
+                drawn = source(rows, 1 if source is own_future else len(of_source), rng)
+                tasks[of_source] = drawn[of_source, 0] if drawn.ndim == 3 else drawn
+        return tasks
 
 
 def check_candidates(candidates: str | Mapping[str, float] | None, n_tasks: int) -> None:

@@ -85,6 +85,9 @@ class RelabelBatch:
     def candidates(self) -> Candidates:
         return self.candidate_tasks
 
+    def random_candidates(self) -> np.ndarray:
+        return self.sampler.one_each(self, len(self.commanded), self.rng)
+
     def infer(self) -> Inference:
         return self.inference
 

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from typing import Protocol
 
 import numpy as np
-from scipy.special import softmax
 
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel.candidates import Candidates
@@ -26,6 +25,9 @@ class RelabelRows(Protocol):
 
     def candidates(self) -> Candidates:
         """Candidate tasks."""
+
+    def random_candidates(self) -> np.ndarray:
+        """A random candidate of each row, drawn by its weight, (batch_size, task_dim)."""
 
     def infer(self) -> Inference:
         """Posterior over the candidates, from the learner's critic."""
@@ -91,9 +93,7 @@ class RandomTask(Strategy):
     """A random candidate, drawn by its weight."""
 
     def assign(self, rows: RelabelRows, rng: np.random.Generator) -> np.ndarray:
-        candidates = rows.candidates()
-        weights = np.broadcast_to(candidates.log_weights, (len(rows.commanded), candidates.tasks.shape[-2]))
-        return candidates.pick(sample_rows(softmax(weights, axis=1), rng))  # over tasks
+        return rows.random_candidates()
 
 
 class FinalGoal(Strategy):
