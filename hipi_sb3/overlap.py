@@ -1,7 +1,7 @@
 """Updates while the environments step: with environments in other processes neither waits for the other."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from stable_baselines3.common.type_aliases import RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -22,6 +22,8 @@ class UpdatesWhileStepping:
     #: step takes about as long as the updates, in processes of their own.
     update_while_stepping = False
 
+    num_timesteps: int
+    _total_timesteps: int
     _owed: tuple[int, int] | None = None
     _overlapped: "UpdateBeforeWaiting | None" = None
 
@@ -44,27 +46,15 @@ class UpdatesWhileStepping:
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Make the updates, or owe them to the next step.
+        Make the updates, or owe them to the next step. After the last one nothing is owed.
 
         :param gradient_steps: number of updates
         :param batch_size: transitions an update
         """
-        if self.update_while_stepping:
+        if self.update_while_stepping and self.num_timesteps < self._total_timesteps:
             self._owed = (gradient_steps, batch_size)
         else:
             super().train(gradient_steps, batch_size)  # type: ignore[misc]
-
-    def learn(self, *args: Any, **kwargs: Any) -> Self:
-        """
-        Learn as the algorithm does; what is owed at the end is done.
-
-        :param args: as in stable-baselines3
-        :param kwargs: as in stable-baselines3
-        :return: the model
-        """
-        super().learn(*args, **kwargs)  # type: ignore[misc]
-        self._pay()
-        return self
 
     def _pay(self) -> None:
         if self._owed is None:

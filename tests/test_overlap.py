@@ -4,6 +4,7 @@ import gymnasium as gym
 import pytest
 import torch as th
 from line_walk import make_line_walk
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
@@ -80,6 +81,24 @@ def test_all_updates_of_a_rollout_are_made_in_the_first_step_of_the_next():
     start = diary.index(updates[0])
     assert diary[start - 1 : start + 3] == ["actions", *updates, "results"]
     assert diary[start + 3 :] == ["actions", "results"] * 3 + [("update", LEARNING_STARTS + 8)] * 2
+
+
+@pytest.mark.parametrize("stop_after", [None, LEARNING_STARTS + 9])
+def test_callbacks_see_all_updates_at_the_end(stop_after):
+    class AtTheEnd(BaseCallback):
+        n_updates = None
+
+        def _on_step(self):
+            return self.num_timesteps != stop_after
+
+        def _on_training_end(self):
+            self.n_updates = self.model._n_updates
+
+    callback, model = AtTheEnd(), make_learner()
+    model.learn(N_STEPS, callback=callback)
+    assert model._owed is None and callback.n_updates == model._n_updates
+    # Stable-baselines3 makes no updates after the step at which a callback stops it.
+    assert model._n_updates == (N_STEPS if stop_after is None else stop_after - 1) - LEARNING_STARTS
 
 
 def test_networks_act_in_evaluation_mode_after_updates():
