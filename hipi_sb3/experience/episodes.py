@@ -116,7 +116,7 @@ class EpisodeIndex:
 
     def recent(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        The latest finished episodes that are still stored whole.
+        The latest finished episodes that are still stored whole; of one longer than the ring, what it had room for.
 
         :return: ring index of the first row, environment index and length, (n_episodes,) each
         """
