@@ -220,8 +220,8 @@ def as_markdown(tasks: dict[str, Any]) -> str:
     """The table of all tasks."""
     lines = [
         "| task | seeds | today | windows of 5 | HIPI | HIPI's area minus today's | minus windows of 5's "
-        "| steps to today's end | steps to the best other's end |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| minus no relabeling's | steps to today's end | steps to the best other's end |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for env, task in tasks.items():
         methods, today = task["methods"], task["today"]
@@ -240,7 +240,8 @@ def as_markdown(tasks: dict[str, Any]) -> str:
         shares = {key: "never" if share is None else f"{share:.0%}" for key, share in task["share_of_steps"].items()}
         lines.append(
             f"| {env} | {methods['hipi']['seeds']} | {both(today)} | {both(today + '_n5')} | {both('hipi')} | {minus(today)} "
-            f"| {minus(today + '_n5')} | {shares.get('today', '')} | {shares.get('best', '')} ({task['best']}) |"
+            f"| {minus(today + '_n5')} | {minus('none')} "
+            f"| {shares.get('today', '')} | {shares.get('best', '')} ({task['best']}) |"
         )
     return "\n".join(lines)
 
@@ -284,6 +285,7 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     envs = list(dict.fromkeys(frame["env"]))
     figure, axes = plt.subplots(-(-len(envs) // 4), 4, figsize=(14, 2.9 * -(-len(envs) // 4)), layout="constrained")
     styles = {
+        "none": ("#CC79A7", ":", "no relabeling"),
         "random_commanded": ("#999999", ":", "random labels among commanded tasks"),
         "random": ("#999999", "-", "random labels"),
         "random_n5": ("#999999", "--", "random labels, windows of 5"),

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
 from hipi_sb3.experience.whole import whole_file
-from hipi_sb3.relabel.posterior import effective_tasks
+from hipi_sb3.relabel.posterior import effective_tasks, mean_effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
 
 
@@ -196,7 +196,7 @@ class RelabelSnapshotCallback(BaseCallback):
         arrays = {"commanded": batch.commanded, "assigned": batch.assigned}
         if "inference" in batch.__dict__:
             effective = effective_tasks(batch.inference.posterior)
-            self.history.append((self.num_timesteps, float(effective.mean())))
+            self.history.append((self.num_timesteps, mean_effective_tasks(batch.inference.posterior)))
             steps, means = np.array(self.history).T
             arrays |= {
                 "candidates": batch.candidate_tasks.tasks,

@@ -24,6 +24,7 @@ class UpdatesWhileStepping:
 
     num_timesteps: int
     _total_timesteps: int
+    _may_owe = False
     _owed: tuple[int, int] | None = None
     _overlapped: "UpdateBeforeWaiting | None" = None
 
@@ -42,17 +43,20 @@ class UpdatesWhileStepping:
             if self._overlapped is None or self._overlapped.venv is not env:
                 self._overlapped = UpdateBeforeWaiting(env, self._pay)
             env = self._overlapped
-        return super().collect_rollouts(env, *args, **kwargs)  # type: ignore[misc]  # that of the algorithm
+        rollout = super().collect_rollouts(env, *args, **kwargs)  # type: ignore[misc]  # that of the algorithm
+        # A training that stops here has no next step.
+        self._may_owe = rollout.continue_training and self.num_timesteps < self._total_timesteps
+        return rollout
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Make the updates, or owe them to the next step. After the last one nothing is owed.
+        Make the updates, or owe them to the next step: those that follow a rollout of ``learn``, but for the last.
 
         :param gradient_steps: number of updates
         :param batch_size: transitions an update
         """
-        if self.update_while_stepping and self.num_timesteps < self._total_timesteps:
-            self._owed = (gradient_steps, batch_size)
+        if self.update_while_stepping and self._may_owe:
+            self._owed, self._may_owe = (gradient_steps, batch_size), False
         else:
             super().train(gradient_steps, batch_size)  # type: ignore[misc]
 
@@ -61,11 +65,13 @@ class UpdatesWhileStepping:
             return
         (gradient_steps, batch_size), self._owed = self._owed, None
         super().train(gradient_steps, batch_size)  # type: ignore[misc]
+        if getattr(self, "use_sde", False):  # an update draws one exploration matrix, a rollout has one for each environment
+            self.actor.reset_noise(self.env.num_envs)  # type: ignore[attr-defined]
         self.policy.set_training_mode(False)  # type: ignore[attr-defined]  # the rollout goes on
 
     def _excluded_save_params(self) -> list[str]:
         # A loaded model owes nothing: its buffer may be empty.
-        return [*super()._excluded_save_params(), "_overlapped", "_owed"]  # type: ignore[misc]
+        return [*super()._excluded_save_params(), "_overlapped", "_owed", "_may_owe"]  # type: ignore[misc]
 
 
 def check_asks_no_env(replay_buffer: Any) -> None:

@@ -82,6 +82,8 @@ class RayVecEnv(VecEnv):
         self._last_steps: list[tuple[float, dict[str, Any]] | None] = [None] * self.num_envs
         self._actions = np.empty(0)
         self._answers: list[Any] = []
+        #: Actors that were replaced between two steps: their episodes have yet to be ended.
+        self._lost: set[int] = set()
 
     # -- steps ----------------------------------------------------------------------------------------------------------
 
@@ -89,6 +91,7 @@ class RayVecEnv(VecEnv):
         if any(seed is not None for seed in self._seeds):
             self._first_seeds = list(self._seeds)
         requests = [(self._seeds[where], self._options[where]) for where in self.slices]
+        self._lost.clear()
         results = self._ask_all("reset", requests)
         self._last_obs = [obs for obs, _ in results]
         self._last_steps = [None] * self.num_envs
@@ -100,16 +103,20 @@ class RayVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
-        self._answers = [actor.step.remote(actions[where]) for actor, where in zip(self.actors, self.slices, strict=True)]
+        self._answers = [
+            None if index in self._lost else actor.step.remote(actions[where])
+            for index, (actor, where) in enumerate(zip(self.actors, self.slices, strict=True))
+        ]
 
     def step_wait(self) -> VecEnvStepReturn:
         results = []
         for index, answer in enumerate(self._answers):
             try:
-                results.append(self._ray.get(answer))
+                results.append(self._lost_step(index, None) if answer is None else self._ray.get(answer))
             except self._ray.exceptions.RayActorError as error:
                 results.append(self._lost_step(index, error))
         self._answers = []
+        self._lost.clear()
         self._last_obs = [result[0] for result in results]
         rewards = np.concatenate([result[1] for result in results])
         dones = np.concatenate([result[2] for result in results])
@@ -118,11 +125,14 @@ class RayVecEnv(VecEnv):
         self._last_steps = [None if done else (reward, info) for reward, done, info in zip(rewards, dones, infos, strict=True)]
         return _concatenated(self._last_obs), rewards, dones, infos
 
-    def _lost_step(self, index: int, error: Exception) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]], list[Any]]:
-        """Replace a dead actor, and end its episodes as truncated; as :meth:`EnvActor.step` returns it."""
+    def _lost_step(
+        self, index: int, error: Exception | None
+    ) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]], list[Any]]:
+        """Replace a dead actor unless that is done, and end its episodes as truncated; as :meth:`EnvActor.step` returns it."""
         where, obs = self.slices[index], self._last_obs[index]
         while True:
-            self._restart(index, error)
+            if error is not None:
+                self._restart(index, error)
             try:
                 # An episode that had no step yet has none to repeat: another one's first step, for the same task.
                 tasks = [info.get("task") for info in self.reset_infos[where]]
@@ -249,6 +259,11 @@ class RayVecEnv(VecEnv):
                     break
                 except self._ray.exceptions.RayActorError as error:
                     self._restart(index, error)
+                    if method != "reset" and self._last_obs[index] is not None:
+                        self._lost.add(index)
+                        # What is asked may need an episode: another one, until the next step ends it.
+                        n_envs, seeds = self._sizes[index], self._new_seeds(self.slices[index])
+                        self.actors[index].reset.remote(seeds, [{}] * n_envs)
                     assert request is not None
                     answer = getattr(self.actors[index], method).remote(*request)
             else:

@@ -7,6 +7,8 @@ from hipi_sb3.experience.files import read_state, space_from_json, space_to_json
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
 from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
 
+_HER = {"n_sampled_goal", "goal_selection_strategy"}
+
 
 def save_buffer(buffer: Any, path: str | Path) -> None:
     """
@@ -23,6 +25,8 @@ def save_buffer(buffer: Any, path: str | Path) -> None:
         "n_envs": buffer.n_envs,
         "options": {name: getattr(buffer, name) for name in ("handle_timeout_termination", "gamma")}
         | buffer.relabeler.options(),
+        # Where the other two were not given, they are the algorithm's: of the one that loads it, too.
+        "given": dict(zip(("n_steps", "gamma"), buffer._given, strict=True)),
         "tasks": {"space": space_to_json(family.task_space), "feature_dim": family.feature_dim},
         **buffer.relabeler.state_dict(),
         **buffer.experience.state_dict(),
@@ -44,6 +48,10 @@ def load_buffer(kind: Any, path: str | Path, model: Any, mmap: bool, options: di
     state = read_state(path, mmap)
     given = {} if model is None else model.replay_buffer_kwargs
     saved = _restore_options(state["options"], options, given, path)
+    if model is not None:
+        saved |= state.get("given", {})
+    if not _HER.isdisjoint(options):  # which say what strategy and relabel_prob are
+        saved |= {"strategy": None, "relabel_prob": None}
     if "family" in given:
         options.setdefault("family", given["family"])
     buffer = kind(

@@ -151,3 +151,35 @@ def test_a_saved_model_goes_on(tmp_path):
     assert model.update_while_stepping
     model.learn(N_STEPS, reset_num_timesteps=False)
     assert model.num_timesteps == 2 * N_STEPS
+
+
+def test_updates_by_hand_are_made_at_once(tmp_path):
+    class StopEarly(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 30
+
+    model = make_learner()
+    model.learn(N_STEPS, callback=StopEarly())
+    before = model._n_updates
+    model.train(5, 16)
+    assert model._n_updates == before + 5 and model._owed is None
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = HIPISAC.load(tmp_path / "model", DummyVecEnv([make_line_walk]))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.set_logger(model.logger)
+    loaded.train(5, 16)
+    assert loaded._n_updates == before + 10
+
+
+def test_each_environment_keeps_exploration_of_its_own_with_gsde():
+    matrices = []
+
+    class Count(BaseCallback):
+        def _on_step(self):
+            matrices.append(len(self.model.actor.action_dist.exploration_matrices))
+            return True
+
+    model = make_learner(vec_env=DummyVecEnv([make_line_walk] * 3), use_sde=True, train_freq=4)
+    model.learn(N_STEPS, callback=Count())
+    assert set(matrices) == {3} and model._n_updates > 0

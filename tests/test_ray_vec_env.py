@@ -190,6 +190,28 @@ def test_a_killed_actor_is_replaced_and_its_episodes_are_truncated(make, caplog)
     assert not env.step(actions)[2].any()
 
 
+@pytest.mark.parametrize("ask", ["get_attr", "has_attr", "env_method", "get_images"])
+def test_a_death_that_is_noticed_between_steps_ends_the_episodes_too(make, ask):
+    env = make([make_rooms] * 4, envs_per_actor=2)
+    env.seed(0)
+    env.reset()
+    actions = np.zeros((4, 2), dtype=np.float32)
+    before = env.step(actions)
+    kill(env, 1)
+    getattr(env, ask)(*{"get_images": [], "env_method": ["render"]}.get(ask, ["walls"]))
+    assert env.n_restarts == 1
+    _, rewards, dones, infos = env.step(actions)
+    assert dones.tolist() == [False, False, True, True] and env.n_restarts == 1
+    for i in (2, 3):
+        assert infos[i]["TimeLimit.truncated"] and infos[i]["actor_died"] and rewards[i] == before[1][i]
+        assert_same(infos[i]["terminal_observation"], {key: value[i] for key, value in before[0].items()})
+    assert not env.step(actions)[2].any()
+    kill(env, 0)
+    env.has_attr("walls")
+    env.reset()  # begins new episodes anyway
+    assert not env.step(actions)[2].any()
+
+
 def test_an_actor_killed_before_its_first_step_loses_a_step_for_the_same_task(make):
     env = make([make_rooms] * 2)
     obs = env.reset()

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from line_walk import GOALS, make_line_walk, vec_line_walk
 from numpy.testing import assert_array_equal
 from stable_baselines3 import SAC
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -365,3 +366,24 @@ def test_a_family_among_the_options_comes_back(tmp_path: Path) -> None:
     again = decode(json.loads(json.dumps(encode(family))))
     assert again.task_space == family.task_space and again.prior_space == family.prior_space
     assert_array_equal(again.sample(np.random.default_rng(0), 5), family.sample(np.random.default_rng(0), 5))
+
+
+class KeysInAnotherOrder(BitFlippingEnv):
+    """Observations whose parts are not in alphabetical order: networks take them in that of the space."""
+
+    def __init__(self) -> None:
+        super().__init__(n_bits=3, continuous=True)
+        parts = self.observation_space.spaces
+        order = ("observation", "desired_goal", "achieved_goal")
+        self.observation_space = spaces.Dict([(key, parts[key]) for key in order])
+
+
+def test_a_loaded_network_takes_the_parts_of_an_observation_in_the_order_that_it_learned(tmp_path: Path) -> None:
+    model = HIPISAC("MultiInputPolicy", KeysInAnotherOrder(), **SMALL)
+    obs = {key: np.arange(3) % 2 == i for i, key in enumerate(model.observation_space.spaces)}
+    expected = model.predict(obs, deterministic=True)[0]
+    model.save(tmp_path / "model")
+    for env in (None, KeysInAnotherOrder()):
+        loaded = HIPISAC.load(tmp_path / "model", env=env, device="cpu")
+        assert list(loaded.observation_space.spaces) == list(model.observation_space.spaces)
+        assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)

@@ -1,11 +1,14 @@
 """What reading and writing long arrays needs: a progress bar, and arrays in mapped files."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hipi_sb3.experience.whole import remedy_named
 
 
 @contextmanager
@@ -39,8 +42,15 @@ def allocate(folder: str | Path | None, name: str, shape: tuple[int, ...], dtype
     :param shape: shape
     :param dtype: data type
     :return: array
+    :raises NotWritten: when there is no room for the file
     """
     if folder is None:
         return np.empty(shape, dtype)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+    path = Path(folder) / f"{name}.npy"
+    with remedy_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # writing into a mapped file for which there is no room kills the process
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -18,7 +18,7 @@ from hipi_sb3.given import check_count, check_number
 from hipi_sb3.names import lookup
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler, check_candidates
 from hipi_sb3.relabel.defaults import default_candidates
-from hipi_sb3.relabel.log_partition import LogPartition, make_log_partition
+from hipi_sb3.relabel.log_partition import LogPartition, RunningLogPartition, make_log_partition
 from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
 from hipi_sb3.relabel.strategies import (
     HIPI,
@@ -230,6 +230,8 @@ class TrajectoryLabeler:
                 tasks = self.strategy.assign(rows, rng)
                 columns, weights = np.arange(len(tasks), dtype=np.int32)[:, None], np.ones((len(tasks), 1), dtype=np.float32)
             ends = _ends(family, dataset, segments, tasks, columns)
+            if isinstance(self.strategy, Strategy) and not isinstance(self.strategy, NoRelabeling | HIPI | MaximumAPosteriori):
+                weights *= _are_possible(family, dataset, segments, tasks, ends)[:, None]
         labels = Labels(segments, tasks, columns, weights, ends)
         values["cloned_share"] = labels.n_steps.sum() / dataset.n_steps
         values["n_candidates"] = len(tasks)
@@ -242,6 +244,12 @@ class TrajectoryLabeler:
             raise ValueError(
                 "strategy='none' clones trajectories for the tasks that they were collected for, and the data set does not "
                 "know them. Give its tasks, or use 'hipi', which needs none."
+            )
+        asks_posterior = isinstance(self.strategy, Strategy) and self.strategy.needs_posterior
+        if asks_posterior and isinstance(self.inference.log_partition, RunningLogPartition) and dataset.family.tasks is None:
+            raise ValueError(
+                f"log_partition='running' learns the price of a task of {name} from batch to batch, and a data set is labeled "
+                "once. Use 'batch' or 'sinkhorn', or 'none'."
             )
         if isinstance(self.strategy, Strategy) and self.strategy.needs_goals and not dataset.family.reaches_goals:
             raise ValueError(
@@ -259,20 +267,22 @@ class TrajectoryLabeler:
         temperature, log_z = self.inference.price(candidates.tasks, scores[some], candidates.log_weights)
         columns = np.empty((n_rows, min(self.n_labels, n_tasks)), dtype=np.int32)
         weights = np.empty(columns.shape, dtype=np.float32)
-        effective, kept, marginal = 0.0, 0.0, np.zeros(n_tasks)
+        effective, kept, marginal, n_possible = 0.0, 0.0, np.zeros(n_tasks), 0
         for first in range(0, n_rows, n_some):
             block = slice(first, first + n_some)
             posterior = self.inference.posterior(scores[block], candidates.log_weights, temperature, log_z).posterior
             columns[block], weights[block], share = keep_largest(posterior, self.n_labels)
-            effective += effective_tasks(posterior).sum()
+            of_rows = effective_tasks(posterior)
+            effective += of_rows.sum()
+            n_possible += int(np.count_nonzero(of_rows))
             kept += share.sum()
             marginal += posterior.sum(axis=0)  # over rows
         return (
             columns,
             weights,
             {
-                "effective_tasks": effective / n_rows,
-                "kept_share": kept / n_rows,
+                "effective_tasks": effective / max(n_possible, 1),
+                "kept_share": kept / max(n_possible, 1),
                 "label_kl": label_divergence(marginal[None] / n_rows, candidates.log_weights),
                 "log_z_mean": float(np.mean(log_z)),
                 "log_z_spread": float(np.std(log_z)),
@@ -288,7 +298,8 @@ class TrajectoryLabeler:
         order = np.lexsort((rows.rng.random(returns.shape), -returns), axis=0)
         best = np.zeros(returns.shape, dtype=np.float32)
         np.put_along_axis(best, order[:n_best], 1.0, axis=0)
-        n_lists = int(best.sum(axis=1).max())  # over tasks
+        best[np.isneginf(returns)] = 0.0  # the best of those for which a task is impossible are not good
+        n_lists = max(1, int(best.sum(axis=1).max()))  # over tasks
         columns = np.argsort(-best, axis=1, kind="stable")[:, :n_lists].astype(np.int32)
         return columns, np.take_along_axis(best, columns, axis=1), {}
 
@@ -457,6 +468,18 @@ def keep_largest(posterior: np.ndarray, n_labels: int) -> tuple[np.ndarray, np.n
     weights = np.take_along_axis(posterior, columns, axis=1)
     share = weights.sum(axis=1)  # over labels
     return columns.astype(np.int32), weights / np.where(share > 0, share, 1.0)[:, None], share
+
+
+def _are_possible(
+    family: TaskFamily, dataset: TrajectoryDataset, segments: Segments, tasks: np.ndarray, ends: np.ndarray
+) -> np.ndarray:
+    """Whether each row may have its task, (n_rows,): no step up to the end of it is rewarded with -inf."""
+    are_possible = np.ones(len(tasks), dtype=bool)
+    for rows, steps, row_of_step in segments.blocks(_BLOCK_REWARDS):
+        row = rows.start + row_of_step
+        counts = np.arange(steps.start, steps.stop) - segments.start[row] < ends[row, 0]
+        are_possible[row[counts & np.isneginf(family.reward(dataset.features[steps], tasks[row]))]] = False
+    return are_possible
 
 
 def _ends(

@@ -241,13 +241,16 @@ class TrajectoryDataset:
         if isinstance(action_space, spaces.Box):
             # stable-baselines3 stores actions scaled to [-1, 1].
             actions = action_space.low + 0.5 * (actions + 1.0) * (action_space.high - action_space.low)
+        features = experience.features(at)
+        if features.shape[1] < family.feature_dim:  # what follows the task was 0 so far, and was not stored
+            features = np.pad(features, ((0, 0), (0, family.feature_dim - features.shape[1])))
         return cls(
             family,
             inner,
             action_space,
             observations,
             actions,
-            experience.features(at),
+            features,
             np.diff(np.append(starts, len(is_first))),
             tasks,
             experience.env_terminated[at][ends],

@@ -139,7 +139,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Dict):
         return {"parts": {key: space_to_json(part) for key, part in space.spaces.items()}}
     if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n), "start": int(space.start)}
+        return {"n": int(space.n), "start": int(space.start), "dtype": space.dtype.name}
     if isinstance(space, spaces.MultiDiscrete):
         return {"nvec": space.nvec.tolist(), "dtype": space.dtype.name, "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
@@ -157,9 +157,10 @@ def space_from_json(entry: dict[str, Any]) -> spaces.Space:
     :return: space
     """
     if "parts" in entry:
-        return spaces.Dict({key: space_from_json(part) for key, part in entry["parts"].items()})
+        # Pairs: a dict would be sorted, and networks take the parts in the order of the space that they were built for.
+        return spaces.Dict([(key, space_from_json(part)) for key, part in entry["parts"].items()])
     if "n" in entry:
-        return spaces.Discrete(entry["n"], start=entry["start"])
+        return spaces.Discrete(entry["n"], start=entry["start"], dtype=np.dtype(entry.get("dtype", "int64")).type)
     if "bits" in entry:
         return spaces.MultiBinary(entry["bits"] if len(entry["bits"]) > 1 else entry["bits"][0])
     dtype: Any = np.dtype(entry["dtype"])

@@ -165,7 +165,8 @@ class CandidateSampler:
             candidates = self(rows, rng)
             return candidates.tasks[rng.choice(len(candidates.tasks), size=n_rows, p=softmax(candidates.log_weights))]
         sources = [KEY_TO_SOURCE[key] for key in self.shares]
-        chosen = rng.choice(len(sources), size=n_rows, p=list(self.shares.values())) if len(sources) > 1 else np.zeros(n_rows)
+        shares = np.array(list(self.shares.values()), dtype=np.float64)
+        chosen = rng.choice(len(sources), size=n_rows, p=shares / shares.sum())
         tasks = np.empty((n_rows, self.family.task_dim), dtype=np.float32)
         for i, source in enumerate(sources):
             of_source = np.flatnonzero(chosen == i)

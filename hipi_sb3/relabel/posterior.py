@@ -58,10 +58,22 @@ def effective_tasks(posterior: np.ndarray) -> np.ndarray:
     Effective number of tasks of each row, 1 / sum_j q_j^2: 1 for a certain label, n_tasks for a uniform one.
 
     :param posterior: posterior, (batch_size, n_tasks)
-    :return: effective sample size, (batch_size,)
+    :return: effective sample size, (batch_size,); 0 where no task is possible
     """
     posterior = numbers("posterior", posterior, "batch_size", "n_tasks")
-    return 1.0 / np.maximum(np.sum(posterior**2, axis=1), 1e-300)  # over tasks
+    squares = np.sum(posterior**2, axis=1)  # over tasks
+    return np.divide(1.0, squares, out=np.zeros_like(squares), where=squares > 0)
+
+
+def mean_effective_tasks(posterior: np.ndarray) -> float:
+    """
+    Mean of :func:`effective_tasks` over the rows for which a task is possible.
+
+    :param posterior: posterior, (batch_size, n_tasks)
+    :return: the mean, 0 if there is no such row
+    """
+    effective = effective_tasks(posterior)
+    return float(effective.sum() / max(np.count_nonzero(effective), 1))
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,7 @@ def common_temperature(centered: np.ndarray, log_weights: np.ndarray, target_tas
     """
 
     def effective(temperature: np.ndarray) -> np.ndarray:
-        return effective_tasks(task_posterior(centered / temperature, 0.0, log_weights)).mean()
+        return np.asarray(mean_effective_tasks(task_posterior(centered / temperature, 0.0, log_weights)))
 
     return _bisect_temperature(effective, np.asarray(spread(centered)), target_tasks)
 
@@ -296,7 +308,7 @@ def label_divergence(posterior: np.ndarray, log_weights: np.ndarray) -> float:
     posterior = numbers("posterior", posterior, "batch_size", "n_tasks")
     log_weights = of_tasks("log_weights", log_weights, posterior)
     log_prior = log_weights - logsumexp(log_weights, axis=-1, keepdims=True)  # over tasks
-    marginal = posterior.mean(axis=0)  # over transitions
+    marginal = posterior.sum(axis=0) / max(posterior.sum(), 1e-300)  # over transitions; some may have no possible task
     prior = np.exp(log_prior) if log_prior.ndim == 1 else np.exp(log_prior).mean(axis=0)
     return float(np.sum(marginal * (np.log(np.maximum(marginal, 1e-300)) - np.log(np.maximum(prior, 1e-300)))))
 

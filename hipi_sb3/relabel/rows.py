@@ -11,7 +11,7 @@ from hipi_sb3.experience.transitions import Experience, Steps
 from hipi_sb3.relabel.candidates import Candidates, CandidateSampler
 from hipi_sb3.relabel.learners import Learner, Pairs, with_task
 from hipi_sb3.relabel.log_partition import RunningLogPartition
-from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence
+from hipi_sb3.relabel.posterior import Inference, TaskInference, label_divergence, mean_effective_tasks
 from hipi_sb3.relabel.scores import score_pairs
 from hipi_sb3.relabel.windows import Outcomes, Windows
 from hipi_sb3.tasks.family import TaskFamily
@@ -197,7 +197,7 @@ class RelabelBatch:
         posterior = found.posterior
         values |= {
             "posterior_entropy": -np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1).mean(),  # over tasks
-            "effective_tasks": effective_tasks(posterior).mean(),
+            "effective_tasks": mean_effective_tasks(posterior),
             "label_kl": label_divergence(posterior, self.candidate_tasks.log_weights),
             "log_z_mean": found.log_partition.mean(),
             "log_z_spread": found.log_partition.std(),

@@ -131,7 +131,7 @@ class GoalEnvTasks(TaskFamily):
 
     def features(self, env: gym.Env, obs: Any, action: Any, next_obs: Any, reward: Any, info: dict[str, Any]) -> np.ndarray:
         batch = {self.features_key: np.asarray(next_obs[self.features_key])[None, None]}
-        tasks = self._flatten(np.asarray(obs[self.task_key]), 1)[None]
+        tasks = self.task_of(obs)[None, None]
         read = self.read_infos([info])
         return self.features_of_steps(batch, tasks, np.array([[reward]]), np.array(read)[None] if read else None)[0, 0]
 
@@ -217,6 +217,15 @@ class GoalEnvTasks(TaskFamily):
             self._source = other._source
 
     # -- goals as the environment has them ----------------------------------------------------------------------------
+
+    def task_of(self, obs: Any) -> np.ndarray:
+        """
+        The commanded goal of an observation.
+
+        :param obs: one observation, as what is trained has it
+        :return: the goal as flat numbers, (goal_dim,)
+        """
+        return self._flatten(np.asarray(obs[self.task_key]), 1)[0]
 
     def _flatten(self, goals: np.ndarray, n: int) -> np.ndarray:
         """Stored goals as flat numbers, (n, goal_dim); those of discrete spaces have no axis of their own."""
@@ -307,13 +316,15 @@ class GoalEnvTasks(TaskFamily):
         achieved, desired = map(self._snap, _probe_pairs(seen))
         recorders = [Recorder(infos[i % len(infos)]) for i in range(len(achieved))]
         rewards = self._probe("compute_reward", achieved, desired, recorders)
-        if found:
-            self._info = InfoFeatures(infos, list(dict.fromkeys(key for recorder in recorders for key in recorder.read)))
         if self._source.has("compute_terminated"):
+            of_ends = [Recorder(infos[i % len(infos)]) for i in range(len(achieved))]
             try:
-                self._probe("compute_terminated", achieved, desired, [Recorder({}) for _ in achieved])
+                self._probe("compute_terminated", achieved, desired, of_ends)
+                recorders += of_ends
             except NotImplementedError:
                 pass  # the abstract method: nothing that it says ends the task
+        if found:
+            self._info = InfoFeatures(infos, list(dict.fromkeys(key for recorder in recorders for key in recorder.read)))
         return rewards
 
     def _probe(self, name: str, achieved: np.ndarray, desired: np.ndarray, infos: list[Any]) -> np.ndarray:

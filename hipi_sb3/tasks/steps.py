@@ -106,7 +106,9 @@ def check_shown_tasks(shown: np.ndarray, infos: list[dict[str, Any]]) -> None:
         if not np.allclose(shown[env_index], np.ravel(task), rtol=1e-4, atol=1e-5):
             raise ValueError(
                 f"The observation of environment {env_index} shows {shown[env_index]} where MultiTaskWrapper put the task "
-                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE}"
+                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE} "
+                "VecNormalize, which stays outside, clips tasks that are rare: leave the task out, "
+                'VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
             )
 
 

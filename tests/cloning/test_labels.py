@@ -267,3 +267,38 @@ def test_log_z_of_a_large_data_set_is_taken_from_some_of_its_rows(monkeypatch: p
     monkeypatch.setattr("hipi_sb3.cloning.labels._MAX_SCORES", 900)
     estimated = dense(label(dataset, n_labels=3), 3)
     assert 0 < np.abs(estimated - exact).max() < 0.1
+
+
+def nowhere_for_the_second(features: np.ndarray) -> np.ndarray:
+    return np.full(features.shape[:-1], -np.inf)
+
+
+def first_position(features: np.ndarray) -> np.ndarray:
+    return features[..., 0]
+
+
+@pytest.mark.parametrize("strategy", ["hipi", "map", "max_reward", "random", "top_k"])
+def test_a_task_that_is_impossible_for_a_row_is_not_cloned_there(strategy: str) -> None:
+    family = DiscreteTasks([first_position, nowhere_for_the_second], feature_dim=1, features=position_of)
+    labels = label(walks([3] * 20, family), strategy, **({"top_fraction": 0.5} if strategy == "top_k" else {}))
+    chosen = labels.tasks[labels.columns]  # one-hot, (n_rows, n_labels, 2)
+    weights = (labels.weights[..., None] * chosen).sum(axis=1)
+    assert weights[:, 1].sum() == 0 and weights[:, 0].sum() > 0
+    assert (labels.n_steps > 0).any()
+
+
+def test_a_row_without_a_possible_task_spoils_no_statistic() -> None:
+    family = DiscreteTasks([possible_on_the_right, possible_on_the_right], feature_dim=1, features=position_of)
+    found = label(walks([3] * 20, family), "hipi", log_partition="none").diagnostics
+    assert found["effective_tasks"] == pytest.approx(2) and found["label_kl"] == pytest.approx(0, abs=1e-9)
+    assert found["kept_share"] == pytest.approx(1)
+
+
+def possible_on_the_right(features: np.ndarray) -> np.ndarray:
+    return np.where(features[..., 0] > 0, 1.0, -np.inf)
+
+
+def test_a_running_log_z_has_nothing_to_run_over_in_a_data_set() -> None:
+    with pytest.raises(ValueError, match=r"a data set is labeled once\. Use 'batch'"):
+        label(walks([3, 4]), log_partition="running")
+    assert label(walks([3] * 9, directions()), log_partition="running").n_steps.sum() > 0  # a finite family: one number a task

@@ -1,5 +1,7 @@
 """Data sets of trajectories: where they come from, and what is refused."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from conftest import require
 from gymnasium import spaces
 from line_walk import ACTIONS, GOALS, Step, directions, fill, goal_buffer, make_line_walk
 from numpy.testing import assert_allclose, assert_array_equal
+from stable_baselines3.common.envs import BitFlippingEnv
 from walks import INNER, walks
 
-from hipi_sb3 import HIPIReplayBuffer, TargetVelocity, TaskFamily, TrajectoryDataset
+from hipi_sb3 import HIPIBC, HIPIReplayBuffer, TargetVelocity, TaskFamily, TrajectoryDataset
 from hipi_sb3.cloning.recordings import compute_features
 from hipi_sb3.experience import whole
+from hipi_sb3.experience.whole import NotWritten
 
 #: Two environments: an episode that reaches its goal and one that goes on; one that falls off, and one at the time limit.
 STEPS: list[list[Step]] = [
@@ -339,3 +343,32 @@ def test_no_policy_for_flat_observations_clones_dict_ones() -> None:
     dataset = TrajectoryDataset(GOALS, space, ACTIONS, parts, np.zeros((3, 1)), np.zeros((3, 1)), np.array([3]))
     with pytest.raises(ValueError, match="Use MultiInputPolicy"):
         dataset.task_space(flat=True)
+
+
+@pytest.mark.parametrize("kind", [{}, {"continuous": True}, {"discrete_obs_space": True}])
+def test_goal_envs_without_a_residual_are_cloned(kind: dict[str, Any]) -> None:
+    """What follows the goal in the features is not stored while it is 0."""
+    options: dict[str, Any] = {"learning_starts": 20, "train_freq": 20, "gradient_steps": 2, "seed": 0, "device": "cpu"}
+    model = HIPIBC("MultiInputPolicy", BitFlippingEnv(n_bits=3, **kind), **options).learn(60)
+    assert isinstance(model.replay_buffer, HIPIReplayBuffer)
+    dataset = TrajectoryDataset.from_buffer(model.replay_buffer)
+    assert dataset.n_steps == 60 and dataset.features.shape == (60, dataset.family.feature_dim)
+    stored = model.replay_buffer.experience.features((np.arange(60), np.zeros(60, dtype=int)))
+    assert stored.shape[1] < dataset.family.feature_dim
+    assert_array_equal(dataset.features[:, : stored.shape[1]], stored)
+    assert not dataset.features[:, stored.shape[1] :].any()
+
+
+def test_a_data_set_for_which_there_is_no_room_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing into a mapped file on a full disk would end the process without an error."""
+    dataset = walks([3, 4])
+    dataset.save(tmp_path / "data")
+
+    def no_room(*args: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(NotWritten, match="No space left on device"):
+        walks([5]).save(tmp_path / "data")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
+    assert TrajectoryDataset.load(tmp_path / "data", dataset.family).n_steps == 7

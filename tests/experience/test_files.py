@@ -297,3 +297,30 @@ def test_a_failed_save_leaves_the_old_buffer_and_the_next_one_cleans_up(
     assert HIPIReplayBuffer.load(tmp_path, family=GOALS).size() == 1
     assert len(list(tmp_path.glob("arrays-*"))) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"buffer.json", arrays_of(tmp_path).name}
+
+
+def test_what_was_left_to_the_algorithm_is_the_one_that_loads(tmp_path: pathlib.Path) -> None:
+    """The discount and the windows of one that has others; what was given stays."""
+
+    def learner(discount: float, **options: Any) -> HIPISAC:
+        small: dict[str, Any] = {"learning_starts": 5, "batch_size": 8, "device": "cpu", "seed": 0}
+        return HIPISAC("MultiInputPolicy", make_line_walk(), gamma=discount, replay_buffer_kwargs=options, **small)
+
+    learner(0.95).learn(20).save_replay_buffer(tmp_path / "buffer")
+    model = learner(0.98)
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert isinstance(model.replay_buffer, HIPIReplayBuffer) and model.replay_buffer.gamma == 0.98
+    model.learn(20, reset_num_timesteps=False)
+    assert HIPIReplayBuffer.load(tmp_path / "buffer", family=GOALS).gamma == 0.95  # nobody else says one
+    learner(0.95, gamma=0.95, n_steps=3).learn(20).save_replay_buffer(tmp_path / "given")
+    with pytest.raises(ValueError, match=r"n_steps=3 and gamma=0\.95"):
+        model.load_replay_buffer(tmp_path / "given")
+    her = HIPIReplayBuffer.load(tmp_path / "buffer", model, n_sampled_goal=4)
+    assert her.relabeler.relabel_prob == pytest.approx(0.8) and not her.relabeler.strategy.needs_posterior
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_discrete_spaces_keep_their_type(dtype: Any) -> None:
+    space = spaces.Discrete(3, start=1, dtype=dtype)
+    assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
+    assert space_from_json({"n": 3, "start": 1}) == spaces.Discrete(3, start=1)  # as it was written once

@@ -17,7 +17,16 @@ from scipy.special import logsumexp
 
 from hipi_sb3.relabel.candidates import Candidates
 from hipi_sb3.relabel.log_partition import make_log_partition
-from hipi_sb3.relabel.posterior import Inference, TaskInference, effective_tasks, label_divergence, sample_rows, task_posterior
+from hipi_sb3.relabel.posterior import (
+    Inference,
+    TaskInference,
+    common_temperature,
+    effective_tasks,
+    label_divergence,
+    mean_effective_tasks,
+    sample_rows,
+    task_posterior,
+)
 from hipi_sb3.relabel.strategies import HIPI, KEY_TO_STRATEGY, MaximumAPosteriori, make_strategy
 
 TASKS = np.arange(3.0)[:, None]
@@ -300,14 +309,6 @@ def test_final_and_future_take_the_goals_of_the_own_trajectory() -> None:
     assert_array_equal(assign("future", Rows(SHARED)), np.full((4, 1), 60.0))
 
 
-def test_random_draws_candidates_by_their_weight_and_asks_no_critic() -> None:
-    rows = Rows(Candidates(SHARED.tasks, np.log([0.6, 0.3, 0.1])))
-    rows.commanded = np.zeros((20_000, 1))
-    tasks = assign("random", rows)
-    for value, share in ((10.0, 0.6), (20.0, 0.3), (30.0, 0.1)):
-        assert abs(np.mean(tasks == value) - share) < 4 * np.sqrt(share * (1 - share) / 20_000)
-
-
 def test_hipi_draws_from_the_posterior() -> None:
     posterior = np.tile([0.1, 0.2, 0.7], (20_000, 1))
     tasks = assign("hipi", Rows(SHARED, posterior))
@@ -375,3 +376,15 @@ def test_a_spread_is_that_of_the_scores_within_each_task() -> None:
     np.testing.assert_allclose(
         TaskInference(make_log_partition("none"), "spread:1")(tasks, np.ones((3, 2)), np.zeros(2)).posterior, 0.5
     )
+
+
+def test_effective_tasks_of_a_row_without_a_possible_task_are_none() -> None:
+    posterior = np.array([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert effective_tasks(posterior).tolist() == [2.0, 0.0, 1.0]
+    assert mean_effective_tasks(posterior) == 1.5 and mean_effective_tasks(posterior[1:2]) == 0.0
+    assert label_divergence(posterior[:2], np.log([0.5, 0.5, 1e-9])) == pytest.approx(0.0, abs=1e-6)
+    # So the temperature that is asked for in effective tasks is found as without such a row.
+    scores = np.random.default_rng(0).normal(size=(20, 8))
+    centered = np.vstack([scores, np.full((1, 8), -np.inf)])
+    uniform = np.zeros(8)
+    assert common_temperature(centered, uniform, 4.0) == pytest.approx(common_temperature(scores, uniform, 4.0), rel=1e-6)

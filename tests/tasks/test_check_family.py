@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from line_walk import GOALS, LineWalk
+from stable_baselines3.common.envs import BitFlippingEnv
 
 from hipi_sb3 import CallableTasks, GoalReaching, TargetVelocity
 from hipi_sb3.check_family import check_family
 from hipi_sb3.envs import registered_env_ids
+from hipi_sb3.tasks.goal_env import GoalEnvTasks
 
 
 def phi(env, obs, action, next_obs, reward, info):
@@ -148,3 +150,9 @@ def test_registered_families_are_right_but_for_success_that_takes_skill(env_id):
     env = gym.make(env_id)
     problems = check_family(env.get_wrapper_attr("task_family"), env, n_steps=100)
     assert all(problem.startswith("Success was not reached") for problem in problems)
+
+
+@pytest.mark.parametrize("kind", ["discrete_obs_space", "image_obs_space", "continuous"])
+def test_goals_of_any_space_are_checked(kind: str) -> None:
+    env = BitFlippingEnv(n_bits=4, **{kind: True})
+    assert check_family(GoalEnvTasks(env), env) == []

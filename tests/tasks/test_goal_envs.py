@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import require
 from numpy.testing import assert_allclose, assert_array_equal
+from stable_baselines3.common.envs import BitFlippingEnv
 
-from hipi_sb3 import HIPISAC
+from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.check_family import check_family
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 
@@ -70,3 +71,25 @@ def test_their_tasks_are_what_they_say(make: Any) -> None:
     env = make()
     problems = check_family(GoalEnvTasks(env), env, n_steps=150)
     assert [problem for problem in problems if "Success was not reached" not in problem] == []
+
+
+class EndsInACrash(BitFlippingEnv):
+    """Ends where it crashed, which info says in every step and nothing else does."""
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        info["crashed"] = float(self.np_random.random() < 0.2)
+        return obs, reward, terminated or bool(info["crashed"]), truncated, info
+
+    def compute_terminated(self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any) -> bool:
+        return bool(np.array_equal(achieved_goal, desired_goal) or info["crashed"])
+
+
+def test_what_ends_a_task_may_read_info() -> None:
+    env = EndsInACrash(n_bits=3, continuous=True)
+    family = GoalEnvTasks(env)
+    assert check_family(family, env) == []
+    model = HIPISAC("MultiInputPolicy", EndsInACrash(n_bits=3, continuous=True), learning_starts=20, batch_size=8, seed=0)
+    model.learn(60)
+    assert isinstance(model.replay_buffer, HIPIReplayBuffer)
+    assert model.replay_buffer.family is not None and model.replay_buffer.family.feature_dim == family.feature_dim
