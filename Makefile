@@ -49,7 +49,7 @@ tour: $(STAMP)
 	$(RUN) zoo/benchmark.py --envs PointFixedGoals-v0 --methods none,random,hipi --seeds 3 --jobs 2 -n 5000 --eval-freq 1000 \
 		--folder $(TOUR)/benchmark
 	$(RUN) zoo/plots.py --folder $(TOUR)/benchmark --out $(TOUR)/figures
-	$(RUN) zoo/report.py --folder $(TOUR)/benchmark --runs $(TOUR)/hipi_sac/* --out $(TOUR)/report.html
+	$(RUN) zoo/report.py --folder $(TOUR)/benchmark --runs "$$(ls -td $(TOUR)/hipi_sac/*/ | head -n 1)" --out $(TOUR)/report.html
 	@echo "The tour is over. Open $(TOUR)/report.html and $(TOUR)/video.mp4; figures are in $(TOUR)/figures."
 
 test: $(STAMP) browser
@@ -57,6 +57,7 @@ test: $(STAMP) browser
 
 # The policies that come with the package: some twenty minutes on one core. The films for the site come last.
 pretrained: $(STAMP)
+	rm -rf logs/pretrained
 	set -e; train() { $(RUN) zoo/train.py --algo hipi_sac --env $$1 --seed 0 -n $$2 --eval-tasks $$3 --no-picture -f logs/pretrained; \
 		$(RUN) zoo/export.py logs/pretrained/hipi_sac/$$1_1; }; \
 	train PointFixedGoals-v0 15000 32; train PointFourRooms-v0 25000 50; train SawyerReach-v0 15000 50; \

@@ -97,7 +97,7 @@ def test_a_run_with_normalised_observations_is_refused(name, tmp_path, capsys):
     assert "Train without normalize" in capsys.readouterr().err
 
 
-def test_a_run_is_exported_with_its_command_and_result(main, tmp_path):
+def test_a_run_is_exported_with_its_command_and_result(main, tmp_path, monkeypatch, capsys):
     main("--env", "PointFixedGoals-v0", "-n", 60, "--no-picture", "-params", "learning_starts:20")
     run = tmp_path / "logs/hipi_sac/PointFixedGoals-v0_1"
     export.main([str(run), "--out", str(tmp_path / "out")])
@@ -107,6 +107,18 @@ def test_a_run_is_exported_with_its_command_and_result(main, tmp_path):
     assert policy.card["versions"]["hipi_sb3"] == hipi_sb3.__version__
     with pytest.raises(SystemExit):
         export.main([str(tmp_path)])
+    # What is refused leaves what was there.
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(export, "MAX_BYTES", 100)
+    with pytest.raises(SystemExit):
+        export.main([str(run), "--out", str(tmp_path / "out")])
+    assert "more than 100. Train smaller layers" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    evaluation = run / "task_evaluation.json"
+    evaluation.write_text(json.dumps(json.loads(evaluation.read_text()) | {"algo": "hipi_td3"}))
+    with pytest.raises(SystemExit):
+        export.main([str(run), "--out", str(tmp_path / "out")])
+    assert "is of hipi_td3; only policies of hipi_sac and sac" in capsys.readouterr().err
 
 
 def test_there_are_policies():

@@ -283,6 +283,11 @@ class TaskExperimentManager(SearchManager):
         else:
             run = read_yaml(Path(self.params_path) / RUN_FILE)
             run["resumed"].append({"date": provenance()["date"], "step": int(self.checkpoint.name) if self.checkpoint else 0})
+            # Stopped again, it goes on to the number of steps that was asked for last.
+            run.pop("finished", None)
+            longer = ["-n", str(self.args.n_timesteps)]
+            if self.args.n_timesteps > 0 and run["arguments"][-2:] != longer:
+                run["arguments"] += longer
         write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -387,15 +392,15 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
-def recorded_arguments(run_folder: str, has_n_timesteps: bool, trust: bool = False) -> list[str]:
+def recorded_arguments(run_folder: str, n_timesteps: int | None, trust: bool = False) -> list[str]:
     """
     Read the command line of a run that is to be resumed.
 
     :param run_folder: folder of the run
-    :param has_n_timesteps: whether another number of steps is given
+    :param n_timesteps: another number of steps, if one is given: of the whole run
     :param trust: whether the folder may hold symbolic links, and modules to import
     :return: arguments of ``zoo/train.py``, with the seed that was used
-    :raises ConfigurationError: when there is no such run, or it is finished
+    :raises ConfigurationError: when there is no such run, or it has made these steps
     """
     paths = sorted(Path(run_folder).glob(f"*/{RUN_FILE}"))
     if not paths:
@@ -404,8 +409,13 @@ def recorded_arguments(run_folder: str, has_n_timesteps: bool, trust: bool = Fal
     if not trust:
         check_links(run_folder)
     run = read_yaml(paths[0])
-    if "finished" in run and not has_n_timesteps:
+    if "finished" in run and n_timesteps is None:
         raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
+    if "finished" in run and n_timesteps is not None and n_timesteps <= run["finished"]:
+        raise ConfigurationError(
+            f"the run in {run_folder!r} is finished, after {run['finished']} steps, and -n {n_timesteps} counts these. For as "
+            f"many more, -n {run['finished'] + n_timesteps}."
+        )
     # Any of them could end as a module to import: rl_zoo3 takes --gym-packages in several spellings.
     if not trust:
         check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)

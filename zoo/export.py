@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+#: Algorithms of the launcher whose policy is SAC's.
+WITH_SACS_ACTOR = ("hipi_sac", "sac")
+
+
 def export(run: Path, out: Path) -> Path:
     """
     Write the policy of a run and its card.
@@ -76,14 +81,19 @@ def export(run: Path, out: Path) -> Path:
         raise ConfigurationError(
             f"{run}: the observations were normalised, and their statistics would be missing. Train without normalize."
         )
+    if result["algo"] not in WITH_SACS_ACTOR:
+        raise ConfigurationError(
+            f"{run} is of {result['algo']}; only policies of {' and '.join(WITH_SACS_ACTOR)} are exported."
+        )
     policy = policy_of(HIPISAC.load(run / f"{env_id}.zip", device="cpu", buffer_size=1))
     policy.card = card_of(result, read_yaml(run / env_id / "run.yml"))
-    path = policy.write(out, env_id)
-    if path.stat().st_size > MAX_BYTES:
+    with tempfile.TemporaryDirectory() as scratch:  # what is in its place stays if it is too large
+        n_bytes = policy.write(scratch, env_id).stat().st_size
+    if n_bytes > MAX_BYTES:
         raise ConfigurationError(
-            f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}. Train smaller layers (net_arch)."
+            f"the policy of {run} has {n_bytes} bytes, more than {MAX_BYTES}. Train smaller layers (net_arch)."
         )
-    return path
+    return policy.write(out, env_id)
 
 
 def policy_of(model: HIPISAC) -> PretrainedPolicy:

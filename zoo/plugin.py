@@ -225,6 +225,23 @@ def convert_relabeling(params: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def converted(algo: str, params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Hyperparameters of a trial, as rl_zoo3 converts them.
+
+    :param algo: algorithm of the launcher
+    :param params: parameters of the trial
+    :return: hyperparameters, to train with
+    """
+    if params.get("noise_type", "") is None:
+        # rl_zoo3 samples "no noise" but would pass it on to the algorithm as an option of its own.
+        params = {name: value for name, value in params.items() if name not in ("noise_type", "noise_std")}
+    found = dict(HYPERPARAMS_CONVERTER[algo](params))
+    # HER's, which rl_zoo3 leaves beside the options of the algorithm.
+    her = {name: found.pop(name) for name in ("n_sampled_goal", "goal_selection_strategy") if name in found}
+    return found | ({"replay_buffer_kwargs": {**found.get("replay_buffer_kwargs", {}), **her}} if her else {})
+
+
 def make_converter(algorithm: Algorithm) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """
     Make the converter of an algorithm: parameters of a trial to hyperparameters, to train with them later.
@@ -235,9 +252,6 @@ def make_converter(algorithm: Algorithm) -> Callable[[dict[str, Any]], dict[str,
 
     def convert(params: dict[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in params.items() if not name.startswith(PREFIX) and name not in algorithm.lacks}
-        if own.get("noise_type", "") is None:
-            # rl_zoo3 samples "no noise" but would pass it on to the algorithm as an option of its own.
-            own = {name: value for name, value in own.items() if name not in ("noise_type", "noise_std")}
-        return {**HYPERPARAMS_CONVERTER[algorithm.base](own), "replay_buffer_kwargs": convert_relabeling(params)}
+        return {**converted(algorithm.base, own), "replay_buffer_kwargs": convert_relabeling(params)}
 
     return convert

@@ -142,13 +142,16 @@ def table(entries: Sequence[dict[str, Any]], threshold: float) -> str:
     after = f" after {first['timesteps']} steps" if "timesteps" in first else ""
     metric = {"success": "success rate", "mean_return": "mean return"}[first["metric"]]
     head = ["method", "IQM [95 %]", "mean [95 %]", "seeds"]
+    # The threshold is one of success.
+    of_success = first["metric"] == "success"
     if "area" in first:
-        head += ["area under the curve [95 %]", f"steps to {threshold:g}: median (seeds)", "wall s", "CPU s"]
+        steps = [f"steps to {threshold:g}: median (seeds)"] if of_success else []
+        head += ["area under the curve [95 %]", *steps, "wall s", "CPU s"]
     rows = []
     for entry in entries:
         cells = [entry["method"], with_interval(entry, "iqm"), with_interval(entry, "mean"), str(len(entry["final"]))]
         if "area" in entry:
-            cells += [with_interval(entry, "area"), median_steps(entry)]
+            cells += [with_interval(entry, "area"), *([median_steps(entry)] if of_success else [])]
             cells += [f"{entry['wall_seconds']:.0f}", f"{entry['cpu_seconds']:.0f}"]
         rows.append(row(cells, f' data-method="{html.escape(entry["method"])}"'))
     return f"<p>{metric}{after}</p><table><thead>{row(head, tag='th')}</thead><tbody>{''.join(rows)}</tbody></table>"

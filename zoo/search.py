@@ -11,7 +11,7 @@ import rl_zoo3.exp_manager
 import yaml
 from rl_zoo3.callbacks import TrialEvalCallback
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -22,7 +22,7 @@ from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.installed import machine, versions
 from zoo.configuration import EXPRESSIONS, as_plain, evaluated
 from zoo.errors import ConfigurationError, check_name, configuration_errors, one_line
-from zoo.plugin import KEY_TO_ALGORITHM, make_sampler
+from zoo.plugin import KEY_TO_ALGORITHM, converted, make_sampler
 from zoo.provenance import command_line, commit
 from zoo.workers import FINISHED, Worker, make_storage, n_finished, run_trials, sampler_seed
 
@@ -238,7 +238,7 @@ class SearchManager(ExperimentManager):
     def _best_hyperparams(self, best: optuna.trial.FrozenTrial) -> dict[str, Any]:
         """Hyperparameters of a trial, those of the YAML file that were not searched among them."""
         hyperparams = {**self.saved_hyperparams, "n_timesteps": self.n_timesteps}
-        searched = HYPERPARAMS_CONVERTER[self.algo](dict(best.params))
+        searched = converted(self.algo, dict(best.params))
         given = evaluated(hyperparams.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
         if "replay_buffer_kwargs" in searched:
             searched["replay_buffer_kwargs"] = {**given, **searched["replay_buffer_kwargs"]}
@@ -254,9 +254,10 @@ class SearchManager(ExperimentManager):
         algorithm_class = ALGOS[self.algo]
         hyperparams = dict(self._hyperparams)
         if issubclass(algorithm_class, OffPolicyAlgorithm):
-            # Updates start at once, and the critic is asked at once.
-            hyperparams.update(learning_starts=0, buffer_size=10_000)
+            hyperparams.update(buffer_size=10_000)
             if self.algo in KEY_TO_ALGORITHM:
+                # Updates start at once, which stable-baselines3's HerReplayBuffer cannot do, and the critic is asked at once.
+                hyperparams["learning_starts"] = 0
                 hyperparams["replay_buffer_kwargs"] = {**(hyperparams.get("replay_buffer_kwargs") or {}), "warmup_updates": 0}
         env = self.create_envs(self.n_envs, no_log=True)
         try:
@@ -289,7 +290,7 @@ class SearchManager(ExperimentManager):
             )
         trial = trials[self.retrained_trial]  # type: ignore[index]
         try:
-            return HYPERPARAMS_CONVERTER[self.algo](trial.params)
+            return converted(self.algo, trial.params)
         except KeyError as error:
             raise ConfigurationError(
                 f"trial {trial.number} of {self.study_name!r} has no {error}: is it one of {self.algo}?"

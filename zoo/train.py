@@ -135,13 +135,20 @@ def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> lis
     :raises ConfigurationError: when it has an option that a run cannot change on its way
     """
     for argument in arguments:
-        if argument.partition("=")[0] in FIXED:
+        name = argument.partition("=")[0]
+        # argparse takes the beginning of a long option for it.
+        if name in FIXED or (len(name) > 3 and any(option.startswith(name) for option in FIXED if option.startswith("--"))):
             raise ConfigurationError(
                 f"--resume goes on with the hyperparameters of the run, and {argument} would change them. Leave it out, or "
                 "start a run of its own with it."
             )
-    has_n_timesteps = any(argument in ("-n", "--n-timesteps") for argument in arguments)
-    return [*recorded_arguments(run_folder, has_n_timesteps, trust), *arguments]
+    steps = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    steps.add_argument("-n", "--n-timesteps", type=int)
+    try:
+        n_timesteps = steps.parse_known_args(arguments)[0].n_timesteps
+    except argparse.ArgumentError:  # rl_zoo3's parser says what is wrong
+        n_timesteps = sys.maxsize
+    return [*recorded_arguments(run_folder, n_timesteps, trust), *arguments]
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _REMEDIES = {
     errno.EFBIG: "Raise the limit of the size of files (ulimit -f)",
+    errno.ENOENT: "Make its folder first",
     errno.EACCES: "Make it writable, or choose another folder",
     errno.EPERM: "Make it writable, or choose another folder",
     errno.EROFS: "Choose a folder on a disk that can be written to",

@@ -272,6 +272,10 @@ def test_the_table_says_steps_and_seeds_of_each_method_where_they_differ():
     assert [line.rpartition(" after ")[2] for line in table.splitlines()[3:5]] == ["1000 steps, 5 seeds", "500 steps, 3 seeds"]
     returns = format_table(summarize(frame.assign(success=np.nan), 0.5), 0.5)
     assert "A: mean_return" in returns and "steps to" not in returns and "never" not in returns
+    for success, shown in ((frame["success"], True), (np.nan, False)):
+        page = report.table(summarize(frame.assign(success=success), 0.5), 0.5)
+        assert ("steps to 0.5" in page) == shown
+        assert page.count("</td>") == page.count("</th>") * (page.count("<tr") - 1)
 
 
 # -- plots and report ------------------------------------------------------------------------------------------------------

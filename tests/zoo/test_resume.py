@@ -395,6 +395,13 @@ def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):
             "and --relabel would change them. Leave it out",
         ),
         (["--resume", uninterrupted, "-n", 300, "-params", "gamma:0.5"], "and -params would change them. Leave it out"),
+        (["--resume", uninterrupted, "-n", 300, "--hyper", "gamma:0.5"], "and --hyper would change them. Leave it out"),
+        # -n is of the whole run: an older checkpoint must not take the place of what was trained.
+        (
+            ["--resume", uninterrupted, "-n", 60],
+            "is finished, after 240 steps, and -n 60 counts these. For as many more, -n 300.",
+        ),
+        (["--resume", uninterrupted, "--n-timesteps=240"], "and -n 240 counts these"),
     ):
         with pytest.raises(SystemExit) as exit_info:
             main(*arguments)
@@ -403,4 +410,6 @@ def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):
         assert message in error and error.count("\n") == 1
     # More steps than before are no mistake, nor is another number of callbacks.
     assert "hipi_sac on SlowWalk-v0 after 280 steps" in main("--resume", uninterrupted, "-n", 280)
+    run = yaml.safe_load((uninterrupted / "SlowWalk-v0" / "run.yml").read_text())
+    assert run["arguments"][-2:] == ["-n", "280"] and run["finished"] == 280  # stopped on its way, it goes on to these
     assert "hipi_sac on SlowWalk-v0 after 320 steps" in main("--resume", uninterrupted, "-n", 320, "--save-freq", 10, "-P")

@@ -375,3 +375,17 @@ def test_every_algorithm_is_searched_and_trained(main, tmp_path, algo):
     output = main(*few, *storage, "--trial-id", 0, "-params", "learning_starts:60")
     # The steps are a multiple of train_freq.
     assert re.search(f"{algo} on {env} after 8[0-3] steps, task by task", output)
+
+
+def test_a_trial_of_stable_baselines3s_algorithm_without_noise_can_be_trained():
+    params = {"one_minus_gamma": 0.1, "net_arch": "small", "noise_std": 0.3}
+    found = plugin.converted("td3", {**params, "noise_type": None})
+    assert found["gamma"] == 0.9 and not {"noise_type", "noise_std"} & set(found)
+    assert plugin.converted("td3", {**params, "noise_type": "normal"})["noise_std"] == 0.3
+
+
+def test_a_trial_of_stable_baselines3s_her_can_be_trained():
+    params = {"one_minus_gamma": 0.1, "net_arch": "small", "n_sampled_goal": 5, "goal_selection_strategy": "final"}
+    found = plugin.converted("sac", params)
+    assert found["replay_buffer_kwargs"] == {"n_sampled_goal": 5, "goal_selection_strategy": "final"}
+    assert "n_sampled_goal" not in found and "goal_selection_strategy" not in found
