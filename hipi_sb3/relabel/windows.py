@@ -142,6 +142,7 @@ def judge(
     :param is_new: which of them are new, (batch_size,)
     :param n_steps: steps of a window
     :return: the steps
+    :raises ValueError: when a reward is NaN
     """
     windows = Windows(experience, at, n_steps)
     rewards, terminated = windows.experienced()
@@ -149,9 +150,15 @@ def judge(
     if len(new) == 0:
         return Judged(windows, rewards, terminated, is_new)
     new_rewards, new_terminated = (array[..., 0] for array in windows.judged(family, tasks.take(new, axis=0)[:, None], new))
-    if np.isneginf(new_rewards).any():
+    if not np.isfinite(new_rewards).all():
         of_new = Windows(experience, (at[0][new], at[1][new]), n_steps)
-        is_possible = of_new.outcomes(new_rewards, new_terminated, 1.0).rewards > -np.inf
+        returns = of_new.outcomes(new_rewards, new_terminated, 1.0).rewards  # of the steps that count
+        if np.isnan(returns).any():
+            raise ValueError(
+                f"{type(family).__name__}: the reward of a stored step is NaN for task "
+                f"{tasks[new[np.isnan(returns)][0]].tolist()}. Check the family's arithmetic; an impossible task has -inf."
+            )
+        is_possible = returns > -np.inf
         new, new_rewards, new_terminated = new[is_possible], new_rewards[is_possible], new_terminated[is_possible]
         is_new = np.isin(np.arange(len(is_new)), new)
     rewards[new], terminated[new] = new_rewards, new_terminated

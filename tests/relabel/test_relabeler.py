@@ -165,6 +165,23 @@ def test_a_label_that_has_become_impossible_since_it_was_chosen_is_not_learned()
     assert_array_equal(rows.obs["task"], rows.tasks)
 
 
+class RootOfPlace(GoalReaching):
+    """Forgets that there are places to the left."""
+
+    def reward(self, features: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return super().reward(features, tasks) + np.sqrt(features[..., 0])
+
+
+@pytest.mark.parametrize("strategy", ["random", "future"])
+def test_a_reward_that_is_no_number_is_not_learned(strategy: str) -> None:
+    relabeler = Relabeler(strategy, relabel_prob=1.0, n_steps=2)
+    relabeler.setup(RootOfPlace(low=[-1.0], high=[1.0], radius=0.05))
+    relabeler(walk(), (np.arange(12), np.zeros(12, dtype=int)))
+    with pytest.raises(ValueError, match=r"RootOfPlace: the reward of a stored step is NaN for task \[-?0"):
+        relabeler(walk(), (np.arange(12), np.ones(12, dtype=int)))
+
+
 def test_what_is_recorded_of_impossible_labels_is_finite() -> None:
     relabeler = Relabeler("random", relabel_prob=1.0, candidates="prior", n_steps=2)
     relabeler.setup(NothingRightOnceLeft(low=[-1.0], high=[1.0], radius=0.05))
