@@ -48,6 +48,11 @@ class HindsightInference(UpdatesWhileStepping, PlainFiles):
             warnings.filterwarnings("ignore", r"`n_steps=\d+` is ignored because a custom `replay_buffer_class`")
             super()._setup_model()  # type: ignore[misc]  # that of the algorithm
 
+    def _explore_anew(self) -> None:
+        """With gSDE, draw an exploration matrix for each environment: updates draw a single one."""
+        if getattr(self, "use_sde", False):
+            self.actor.reset_noise(self.env.num_envs)  # type: ignore[attr-defined]
+
 
 class HIPISAC(HindsightInference, FastSAC):
     """

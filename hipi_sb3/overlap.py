@@ -65,9 +65,11 @@ class UpdatesWhileStepping:
             return
         (gradient_steps, batch_size), self._owed = self._owed, None
         super().train(gradient_steps, batch_size)  # type: ignore[misc]
-        if getattr(self, "use_sde", False):  # an update draws one exploration matrix, a rollout has one for each environment
-            self.actor.reset_noise(self.env.num_envs)  # type: ignore[attr-defined]
+        self._explore_anew()
         self.policy.set_training_mode(False)  # type: ignore[attr-defined]  # the rollout goes on
+
+    def _explore_anew(self) -> None:
+        """Draw what a rollout explores by and an update may have drawn otherwise."""
 
     def _excluded_save_params(self) -> list[str]:
         # A loaded model owes nothing: its buffer may be empty.

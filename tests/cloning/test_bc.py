@@ -193,7 +193,7 @@ def test_every_strategy_clones_without_an_environment(strategy: str) -> None:
         {"temperature": "ess:2"},
         {"temperature": 0},
         {"log_partition": "sinkhorn"},
-        {"log_partition": "running"},
+        {"log_partition": "mean"},
         {"returns": "mean"},
         {"candidates": {"prior": 0.2, "achieved": 0.8}, "n_candidate_tasks": 10},
         {"flat": True},
