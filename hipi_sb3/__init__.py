@@ -7,6 +7,7 @@ from hipi_sb3.buffers import HIPIReplayBuffer
 from hipi_sb3.check_family import check_family
 from hipi_sb3.cloning.bc import HIPIBC, TaskConditionedBCPolicy
 from hipi_sb3.cloning.trajectories import TrajectoryDataset
+from hipi_sb3.networks.layers import LayerNormReLU
 from hipi_sb3.shipped.policies import pretrained
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.finite import DiscreteTasks, FiniteTasks
@@ -33,6 +34,7 @@ __all__ = [
     "GoalReaching",
     "HIPICrossQ",
     "HIPIReplayBuffer",
+    "LayerNormReLU",
     "LinearReward",
     "MultiTaskWrapper",
     "TargetVelocity",

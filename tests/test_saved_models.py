@@ -22,7 +22,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.utils import LinearSchedule
 
 import hipi_sb3
-from hipi_sb3 import HIPIBC, HIPIQRDQN, HIPISAC, HIPITD3, GoalReaching, HIPICrossQ
+from hipi_sb3 import HIPIBC, HIPIQRDQN, HIPISAC, HIPITD3, GoalReaching, HIPICrossQ, LayerNormReLU
 from hipi_sb3.relabel.log_partition import SinkhornLogPartition
 from hipi_sb3.relabel.strategies import FinalGoal
 from hipi_sb3.saved_models import decode, encode, plain_objects
@@ -49,7 +49,9 @@ MODELS: dict[str, Any] = {
     "DDPG": lambda: hipi_sb3.HIPIDDPG("MultiInputPolicy", make_line_walk(), **SMALL),
     "CrossQ": lambda: HIPICrossQ("MlpPolicy", make_line_walk(flatten=True), **SMALL),
     "DQN": lambda: hipi_sb3.HIPIDQN("MultiInputPolicy", gym.make("PointFourRoomsGrid-v0"), **SMALL),
-    "QRDQN": lambda: HIPIQRDQN("MultiInputPolicy", gym.make("PointFourRoomsGrid-v0"), **SMALL),
+    "QRDQN": lambda: HIPIQRDQN(
+        "MultiInputPolicy", gym.make("PointFourRoomsGrid-v0"), policy_kwargs={"activation_fn": LayerNormReLU}, **SMALL
+    ),
     "BC": lambda: HIPIBC("MultiInputPolicy", make_line_walk(), batch_size=8, device="cpu", seed=0),
     "BC with options": lambda: HIPIBC(
         "MultiInputPolicy",

@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
-from hipi_sb3 import HIPIReplayBuffer
+from hipi_sb3 import HIPIReplayBuffer, LayerNormReLU
 from hipi_sb3.experience.archives import check_no_link
 from hipi_sb3.experience.whole import whole_file
 from zoo.errors import ConfigurationError
@@ -55,6 +55,8 @@ KEY_TO_CALL: dict[str, Callable[..., Any]] = {
 KEY_TO_CLASS: dict[str, type] = {
     "HIPIReplayBuffer": HIPIReplayBuffer,
     "hipi_sb3.HIPIReplayBuffer": HIPIReplayBuffer,
+    "LayerNormReLU": LayerNormReLU,
+    "hipi_sb3.LayerNormReLU": LayerNormReLU,
     "HerReplayBuffer": HerReplayBuffer,
     "ReplayBuffer": ReplayBuffer,
     "DictReplayBuffer": DictReplayBuffer,
@@ -77,7 +79,7 @@ KEY_TO_NAME: dict[str, type] = {
     for kind in (
         *(th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.LeakyReLU, th.nn.SiLU, th.nn.GELU, th.nn.SELU, th.nn.Mish, th.nn.Sigmoid),
         *(th.nn.Softplus, th.nn.Hardtanh, th.nn.Identity, th.optim.Adam, th.optim.AdamW, th.optim.SGD, th.optim.RMSprop),
-        *(RMSpropTFLike, HIPIReplayBuffer, HerReplayBuffer, ReplayBuffer, DictReplayBuffer),
+        *(LayerNormReLU, RMSpropTFLike, HIPIReplayBuffer, HerReplayBuffer, ReplayBuffer, DictReplayBuffer),
     )
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ContinuousCritic
@@ -14,11 +14,53 @@ from hipi_sb3.networks.products import affine, product
 
 aten = th.ops.aten
 
-#: The activations that are known: what they do in place, and the gradient of their input from that of their result and from
-#: the result itself.
-ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[th.Tensor], th.Tensor], Callable[[th.Tensor, th.Tensor], th.Tensor]]] = {
-    nn.ReLU: (th.relu_, lambda grad, result: aten.threshold_backward(grad, result, 0)),
-    nn.Tanh: (th.tanh_, aten.tanh_backward),
+
+class LayerNormReLU(nn.Module):
+    """
+    Layer normalization, without scale and shift, and a ReLU: ``policy_kwargs=dict(activation_fn=LayerNormReLU)`` of any
+    algorithm. Values of actions far from the stored ones are then bounded by the weights of the last layer (Ball et al. 2023,
+    arXiv 2302.02948), where relabeled tasks ask for such actions most.
+    """
+
+    def forward(self, values: th.Tensor) -> th.Tensor:
+        """
+        Normalise each row and cut it off at 0.
+
+        :param values: outputs of a linear layer, (batch_size, n)
+        :return: (batch_size, n)
+        """
+        return nn.functional.relu(nn.functional.layer_norm(values, values.shape[-1:]))
+
+
+class KnownActivation(NamedTuple):
+    """
+    An activation without a module.
+
+    :param apply: from what it is given, which it may change, its result and what its gradient needs besides
+    :param backward: from the gradient of its result, the result and these the gradient of what it was given
+    """
+
+    apply: Callable[[th.Tensor], tuple[th.Tensor, Any]]
+    backward: Callable[[th.Tensor, th.Tensor, Any], th.Tensor]
+
+
+def _layer_norm_relu(values: th.Tensor) -> tuple[th.Tensor, Any]:
+    normalised, mean, rstd = th.native_layer_norm(values, values.shape[-1:], None, None, 1e-5)
+    return normalised.relu_(), (values, mean, rstd)
+
+
+def _layer_norm_relu_backward(grad: th.Tensor, result: th.Tensor, kept: Any) -> th.Tensor:
+    values, mean, rstd = kept
+    grad, shape = aten.threshold_backward(grad, result, 0), values.shape[-1:]
+    return aten.native_layer_norm_backward(grad, values, shape, mean, rstd, None, None, [True, False, False])[0]
+
+
+KEY_TO_ACTIVATION: dict[type[nn.Module], KnownActivation] = {
+    nn.ReLU: KnownActivation(
+        lambda values: (values.relu_(), None), lambda grad, result, _: aten.threshold_backward(grad, result, 0)
+    ),
+    nn.Tanh: KnownActivation(lambda values: (values.tanh_(), None), lambda grad, result, _: aten.tanh_backward(grad, result)),
+    LayerNormReLU: KnownActivation(_layer_norm_relu, _layer_norm_relu_backward),
 }
 
 
@@ -65,6 +107,7 @@ class Layers:
     def __init__(self, layers: Any) -> None:
         self.layers = list(layers)
         self.values: list[Any] = []
+        self.kept: list[Any] = []
 
     @staticmethod
     def knows(layers: Any) -> bool:
@@ -76,7 +119,9 @@ class Layers:
         """
         if isinstance(layers, nn.Module) and type(layers) is not nn.Sequential:
             return False  # it may do anything between its layers
-        return all(type(layer) in ACTIVATIONS or (type(layer) is nn.Linear and layer.bias is not None) for layer in layers)
+        return all(
+            type(layer) in KEY_TO_ACTIVATION or (type(layer) is nn.Linear and layer.bias is not None) for layer in layers
+        )
 
     def __call__(self, values: Any) -> Any:
         """
@@ -85,7 +130,7 @@ class Layers:
         :param values: inputs, (batch_size, n_inputs) or :class:`PairInputs`
         :return: outputs, (batch_size, n_outputs)
         """
-        self.values = [values]
+        self.values, self.kept = [values], []
         for layer in self.layers:
             kind = type(layer)
             if kind is nn.Linear:
@@ -95,7 +140,9 @@ class Layers:
                     values = affine(values, layer.weight, layer.bias)
                 self.values.append(values)
             else:
-                ACTIVATIONS[kind][0](values)  # in place: what was there is not needed again
+                values, kept = KEY_TO_ACTIVATION[kind].apply(values)
+                self.values[-1] = values  # what went into an activation is not needed again, but for what it keeps
+                self.kept.append(kept)
         return values
 
     def backward(self, grad: th.Tensor) -> None:
@@ -118,10 +165,10 @@ class Layers:
 
     def _backward(self, grad: th.Tensor, parameters: bool, inputs: bool) -> th.Tensor:
         # values[i] is what linear layer i takes; the last is what comes out.
-        n_below, result = len(self.values) - 1, self.values[-1]
+        n_below, result, kept = len(self.values) - 1, self.values[-1], iter(reversed(self.kept))
         for layer in reversed(self.layers):
             if type(layer) is not nn.Linear:
-                grad = ACTIVATIONS[type(layer)][1](grad, result)
+                grad = KEY_TO_ACTIVATION[type(layer)].backward(grad, result, next(kept))
                 continue
             n_below -= 1
             result = self.values[n_below]

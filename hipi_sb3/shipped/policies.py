@@ -19,10 +19,16 @@ from hipi_sb3.cloning.policy import TaskConditionedBCPolicy
 from hipi_sb3.experience.archives import read_npz_stream
 from hipi_sb3.experience.files import space_from_json, space_to_json
 from hipi_sb3.names import lookup
+from hipi_sb3.networks.layers import LayerNormReLU
 
 FOLDER = Path(__file__).parent
 
-KEY_TO_ACTIVATION: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}
+KEY_TO_ACTIVATION: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "layer_norm_relu": LayerNormReLU,
+}
 
 
 class PretrainedPolicy(TaskConditionedBCPolicy):
@@ -32,7 +38,7 @@ class PretrainedPolicy(TaskConditionedBCPolicy):
     :param observation_space: observation space, with the task
     :param action_space: action space, ``Box``
     :param net_arch: units of the hidden layers
-    :param activation: activation function, ``"relu"``, ``"tanh"`` or ``"elu"``
+    :param activation: activation function, ``"relu"``, ``"tanh"``, ``"elu"`` or ``"layer_norm_relu"``
     :param card: where it comes from: command, commit, versions, machine, result
     """
 

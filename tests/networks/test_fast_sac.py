@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.networks import update_graph
 from hipi_sb3.networks.fast_sac import FastSAC, adam_step
-from hipi_sb3.networks.layers import Layers
+from hipi_sb3.networks.layers import LayerNormReLU, Layers
 
 
 def trained(algorithm: type[SAC], n_updates: int = 100, flatten: bool = False, **kwargs: Any) -> SAC:
@@ -47,6 +47,7 @@ def assert_same_parameters(a: SAC, b: SAC, atol: float) -> None:
         {"gradient_steps": 2, "target_update_interval": 2},
         {"flatten": True},
         {"policy_kwargs": dict(net_arch=[16, 24], activation_fn=th.nn.Tanh, optimizer_kwargs=dict(weight_decay=0.1))},
+        {"policy_kwargs": dict(net_arch=[16, 24], activation_fn=LayerNormReLU)},
         {"policy_kwargs": dict(net_arch=[], n_critics=3)},
         {"replay_buffer_kwargs": {"n_steps": 3, "gamma": 0.99}},
     ],
@@ -103,7 +104,7 @@ def test_saving_and_loading_keeps_the_faster_update(tmp_path: Any) -> None:
     loaded.learn(30, reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize("activation", [th.nn.ReLU, th.nn.Tanh])
+@pytest.mark.parametrize("activation", [th.nn.ReLU, th.nn.Tanh, LayerNormReLU])
 def test_gradients_without_autograd_are_those_of_autograd(activation: type[th.nn.Module]) -> None:
     th.manual_seed(0)
     net = th.nn.Sequential(th.nn.Linear(3, 5), activation(), th.nn.Linear(5, 4), activation(), th.nn.Linear(4, 2))

@@ -26,6 +26,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
 
 from hipi_sb3.experience.layout import TaskLayout
+from hipi_sb3.networks.layers import LayerNormReLU
 from hipi_sb3.relabel.learners import Learner, Pairs, SACLearner, learner_class, with_task
 from hipi_sb3.relabel.log_partition import make_log_partition
 from hipi_sb3.relabel.posterior import TaskInference
@@ -387,7 +388,7 @@ def test_networks_of_another_kind_are_scored_pair_by_pair() -> None:
 
 @pytest.mark.parametrize("score", [*NAMES, "reward"])
 @pytest.mark.parametrize("flatten", [False, True], ids=["dict", "flat"])
-@pytest.mark.parametrize("activation", [th.nn.ReLU, th.nn.ELU], ids=["plain", "pair by pair"])
+@pytest.mark.parametrize("activation", [th.nn.ReLU, LayerNormReLU, th.nn.ELU], ids=["plain", "normalised", "pair by pair"])
 def test_scoring_stays_on_its_device_and_reads_nothing_back(
     score: str, flatten: bool, activation: type[th.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import torch as th
 from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3 import HerReplayBuffer
 
-from hipi_sb3 import HIPIReplayBuffer
+from hipi_sb3 import HIPIReplayBuffer, LayerNormReLU
 from hipi_sb3.experience.files import checksum
 from zoo import enjoy, plugin, train
 from zoo.configuration import evaluated, read_yaml, write_yaml
@@ -318,6 +318,7 @@ def test_rl_zoo3s_tags_are_data(tmp_path):
     [
         ("torch.nn.modules.activation.ReLU", th.nn.ReLU),
         ("torch.optim.adam.Adam", th.optim.Adam),
+        ("hipi_sb3.networks.layers.LayerNormReLU", LayerNormReLU),
         ("stable_baselines3.her.her_replay_buffer.HerReplayBuffer", HerReplayBuffer),
     ],
 )
@@ -392,6 +393,7 @@ def test_what_is_not_plain_names_file_and_tag(tmp_path, text, message):
         (" dict(net_arch=dict(pi=[8]),\n activation_fn=nn.ELU)", {"net_arch": {"pi": [8]}, "activation_fn": th.nn.ELU}),
         ("{'optimizer_class': th.optim.SGD}", {"optimizer_class": th.optim.SGD}),
         ("hipi_sb3.HIPIReplayBuffer", HIPIReplayBuffer),
+        ("dict(activation_fn=LayerNormReLU)", {"activation_fn": LayerNormReLU}),
     ],
 )
 def test_known_expressions_have_their_values(text, value):
