@@ -6,9 +6,10 @@
 
 Cells that ``benchmarks/results/paper_suite.csv`` or the folder of the runs has are not run again: where the defaults have
 changed, delete their rows, and give another ``--folder``.
-Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks. Options
-were chosen on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where
-there are goals, random labels elsewhere), the same with windows of five steps, and HIPI by its defaults.
+Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks; where
+tasks are goals or end, ``..._plain`` has the networks of stable-baselines3 and one update a step instead. Options were chosen
+on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where there are goals,
+random labels elsewhere, plain), the same with windows of five steps by HIPI's settings, and HIPI by its defaults.
 """
 
 import argparse
@@ -47,8 +48,10 @@ OTHER_TASKS = (
     "HalfCheetahMix-v0",
     "AntDirection-v0",
 )
+#: Where tasks are goals or end: there the settings are not those of stable-baselines3.
+OTHER_SETTINGS = (*GOAL_TASKS, "ReacherDiscrete-v0")
 #: Run first, all seeds of them, ...
-METHODS = ("hipi", "random", "random_n5", "her_future", "her_future_n5")
+METHODS = ("hipi", "her_future_plain", "random_plain", "random", "random_n5", "her_future", "her_future_n5")
 #: ... and afterwards these.
 MORE_METHODS = ("none", "max_reward", "air", "hipi_released")
 NEEDS_GOALS = ("her_future", "her_future_n5")
@@ -63,8 +66,14 @@ def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
         for seed in range(seeds)
         for env in (*GOAL_TASKS, *OTHER_TASKS)
         for method in methods
-        if env in GOAL_TASKS or method not in NEEDS_GOALS
+        if applies(method, env)
     ]
+
+
+def applies(method: str, env: str) -> bool:
+    """Whether a method is one of its own in an environment."""
+    plain = method.removesuffix("_plain")
+    return (env in GOAL_TASKS or plain not in NEEDS_GOALS) and (env in OTHER_SETTINGS or plain == method)
 
 
 def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | None) -> None:
@@ -101,7 +110,12 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 
 def today_in(env: str) -> str:
     """The method that users of stable-baselines3 have for an environment."""
-    return "her_future" if env in GOAL_TASKS else "random"
+    return ("her_future" if env in GOAL_TASKS else "random") + ("_plain" if env in OTHER_SETTINGS else "")
+
+
+def windows_in(env: str) -> str:
+    """The same labels in windows of five steps, by the settings that HIPI has."""
+    return "her_future_n5" if env in GOAL_TASKS else "random_n5"
 
 
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
@@ -178,11 +192,11 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     """
     from rliable import library, metrics
 
-    columns: dict[str, list[np.ndarray]] = {"today": [], "today, windows of 5": [], "hipi": []}
+    columns: dict[str, list[np.ndarray]] = {"today": [], "windows of 5": [], "hipi": []}
     for env, of_env in frame.groupby("env", sort=False):
         _, curves = curves_of(of_env)
-        suffix = today_in(env)
-        keys = {"today": suffix, "today, windows of 5": f"{suffix}_n5", "hipi": "hipi"}
+        today = today_in(env)
+        keys = {"today": today, "windows of 5": windows_in(env), "hipi": "hipi"}
         if not all(key in curves for key in keys.values()):
             continue
         common = sorted(set.intersection(*(set(curves[key].index) for key in keys.values())))
@@ -224,7 +238,8 @@ def as_markdown(tasks: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for env, task in tasks.items():
-        methods, today = task["methods"], task["today"]
+        methods, today, windows = task["methods"], task["today"], windows_in(env)
+        none = "none" if "none" in methods else "none_plain"
         digits = 2 if task["metric"] == "success" else 1
 
         def both(method: str, methods: Any = methods, digits: int = digits) -> str:
@@ -239,8 +254,8 @@ def as_markdown(tasks: dict[str, Any]) -> str:
 
         shares = {key: "never" if share is None else f"{share:.0%}" for key, share in task["share_of_steps"].items()}
         lines.append(
-            f"| {env} | {methods['hipi']['seeds']} | {both(today)} | {both(today + '_n5')} | {both('hipi')} | {minus(today)} "
-            f"| {minus(today + '_n5')} | {minus('none')} "
+            f"| {env} | {methods['hipi']['seeds']} | {both(today)} | {both(windows)} | {both('hipi')} | {minus(today)} "
+            f"| {minus(windows)} | {minus(none)} "
             f"| {shares.get('today', '')} | {shares.get('best', '')} ({task['best']}) |"
         )
     return "\n".join(lines)
@@ -257,7 +272,7 @@ def as_page(tasks: dict[str, Any]) -> str:
         "difference of the heights on the seeds that both have, 95 % bootstrap over these. CPU seconds are those of a run",
         "on one core, some of them on other machines than the rest. `hipi_posterior` is HIPI with all labels from the",
         "posterior, `hipi_prior` with none, `random_commanded` draws random labels among the tasks that were commanded in",
-        "the batch.",
+        "the batch; `..._plain` has the networks of stable-baselines3 and one update a step.",
     ]
     for env, task in tasks.items():
         digits = 2 if task["metric"] == "success" else 1
@@ -286,11 +301,14 @@ def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(-(-len(envs) // 4), 4, figsize=(14, 2.9 * -(-len(envs) // 4)), layout="constrained")
     styles = {
         "none": ("#CC79A7", ":", "no relabeling"),
+        "none_plain": ("#CC79A7", ":", "no relabeling"),
         "random_commanded": ("#999999", ":", "random labels among commanded tasks"),
         "random": ("#999999", "-", "random labels"),
+        "random_plain": ("#999999", "-", "random labels"),
         "random_n5": ("#999999", "--", "random labels, windows of 5"),
-        "her_future": ("#E69F00", "-", "HER, future"),
+        "her_future_plain": ("#E69F00", "-", "HER, future, as in stable-baselines3"),
         "her_future_n5": ("#E69F00", "--", "HER, future, windows of 5"),
+        "hipi_plain": ("#0072B2", ":", "HIPI, networks and updates as in stable-baselines3"),
         "hipi": ("#0072B2", "-", "HIPI"),
     }
     handles: dict[str, Any] = {}

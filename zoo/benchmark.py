@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -116,6 +116,12 @@ KEY_TO_METHOD: dict[str, Method] = {
     "hipi_mean": Method(("log_partition=mean",)),
     "hipi_running": Method(("log_partition=running",)),
     "hipi_sinkhorn": Method(("log_partition=sinkhorn",)),
+}
+#: The same with plain networks and one update a step, where an environment's settings have others.
+_AS_IN_SB3 = ("gradient_steps:1", "policy_kwargs:dict(net_arch=[128, 128])")
+KEY_TO_METHOD |= {
+    f"{name}_plain": replace(KEY_TO_METHOD[name], hyperparams=_AS_IN_SB3)
+    for name in ("none", "random", "random_n5", "her_future", "her_future_n5", "hipi", "hipi_posterior", "hipi_prior")
 }
 
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import hipi_sb3
+from hipi_sb3 import LayerNormReLU
 from hipi_sb3.saved_models import PlainFiles
 from hipi_sb3.tasks.family import TaskFamily
 from zoo.cloning import LauncherBC, convert_bc, sample_bc
@@ -31,7 +32,7 @@ class Algorithm:
     :param algorithm_class: its class
     :param base: algorithm of rl_zoo3 whose search space it extends
     :param has_alpha: whether the learner has an entropy temperature, for ``temperature="auto"``
-    :param lacks: parameters of the base's search space that the algorithm has not
+    :param lacks: parameters of the base's search space, or of :data:`LEARNER_SPACE`, that the algorithm has not
     :param has_critic: whether transitions are relabeled by a critic; otherwise whole trajectories are, by their returns
     """
 
@@ -46,13 +47,17 @@ KEY_TO_ALGORITHM: dict[str, Algorithm] = {
     "hipi_sac": Algorithm(hipi_sb3.HIPISAC, base="sac", has_alpha=True),
     "hipi_td3": Algorithm(hipi_sb3.HIPITD3, base="td3"),
     "hipi_ddpg": Algorithm(hipi_sb3.HIPIDDPG, base="ddpg"),
-    "hipi_dqn": Algorithm(hipi_sb3.HIPIDQN, base="dqn"),
+    # rl_zoo3 samples how many updates a step these two make
+    "hipi_dqn": Algorithm(hipi_sb3.HIPIDQN, base="dqn", lacks=("updates_per_step",)),
+    "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn", lacks=("updates_per_step",)),
     "hipi_tqc": Algorithm(hipi_sb3.HIPITQC, base="tqc", has_alpha=True),
-    # CrossQ has no target networks
-    "hipi_crossq": Algorithm(hipi_sb3.HIPICrossQ, base="sac", has_alpha=True, lacks=("tau",)),
-    "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn"),
-    "hipi_bc": Algorithm(LauncherBC, base="bc", has_critic=False),
+    # CrossQ has no target networks, and a normalisation of its own
+    "hipi_crossq": Algorithm(hipi_sb3.HIPICrossQ, base="sac", has_alpha=True, lacks=("tau", "layer_norm")),
+    "hipi_bc": Algorithm(LauncherBC, base="bc", has_critic=False, lacks=("layer_norm", "updates_per_step")),
 }
+
+#: What is sampled of the learner besides what rl_zoo3 samples: there it makes one update a step.
+LEARNER_SPACE: dict[str, tuple[Any, ...]] = {"layer_norm": (False, True), "updates_per_step": (1, 2, 4)}
 
 #: Parameters of a trial are named with this prefix, so that they cannot collide with those of the algorithm.
 PREFIX = "relabel_"
@@ -73,6 +78,7 @@ SMALL_SPACE: dict[str, tuple[Any, ...]] = {
     "learning_rate": (3e-4, 2e-3),
     "train_freq": (1, 4),
     "net_arch": ("small",),
+    "updates_per_step": (1, 2),
     "n_quantiles": (5, 25),
     "target_update_interval": (100, 2000),
     f"{PREFIX}n_candidate_tasks_pow": (3, 5),
@@ -156,12 +162,32 @@ def make_sampler(algorithm: Algorithm, family: TaskFamily | None = None, small: 
         trial = SmallSpaceTrial(trial) if small else trial  # type: ignore[assignment]
         sampled = HYPERPARAMS_SAMPLER[algorithm.base](trial, n_actions, n_envs, args)
         hyperparams = {name: value for name, value in sampled.items() if name not in algorithm.lacks}
+        learner = {
+            name: trial.suggest_categorical(name, choices)
+            for name, choices in LEARNER_SPACE.items()
+            if name not in algorithm.lacks
+        }
         # What rl_zoo3 calls her_kwargs are the replay_buffer_kwargs that were given: those not searched are kept.
         given = additional_args.get("her_kwargs", {})
         relabeling = sample_relabeling(trial, family, algorithm.has_alpha, algorithm.has_critic)
-        return {**hyperparams, "replay_buffer_kwargs": {**given, **relabeling}}
+        return {**with_learner(hyperparams, learner), "replay_buffer_kwargs": {**given, **relabeling}}
 
     return sample
+
+
+def with_learner(hyperparams: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Put what was sampled of :data:`LEARNER_SPACE` into hyperparameters.
+
+    :param hyperparams: hyperparameters
+    :param params: parameters of a trial; others are ignored
+    :return: hyperparameters
+    """
+    if params.get("layer_norm"):
+        hyperparams = {**hyperparams, "policy_kwargs": {**hyperparams["policy_kwargs"], "activation_fn": LayerNormReLU}}
+    if "updates_per_step" in params:
+        hyperparams = {**hyperparams, "gradient_steps": hyperparams["gradient_steps"] * params["updates_per_step"]}
+    return hyperparams
 
 
 def sample_relabeling(
@@ -251,7 +277,9 @@ def make_converter(algorithm: Algorithm) -> Callable[[dict[str, Any]], dict[str,
     """
 
     def convert(params: dict[str, Any]) -> dict[str, Any]:
-        own = {name: value for name, value in params.items() if not name.startswith(PREFIX) and name not in algorithm.lacks}
-        return {**converted(algorithm.base, own), "replay_buffer_kwargs": convert_relabeling(params)}
+        not_of_base = {*algorithm.lacks, *LEARNER_SPACE}
+        own = {name: value for name, value in params.items() if not name.startswith(PREFIX) and name not in not_of_base}
+        hyperparams = with_learner(converted(algorithm.base, own), params)
+        return {**hyperparams, "replay_buffer_kwargs": convert_relabeling(params)}
 
     return convert

@@ -20,6 +20,7 @@ require("rl_zoo3")
 
 from optuna.trial import TrialState, create_trial
 
+from hipi_sb3 import LayerNormReLU
 from zoo import plugin
 from zoo.configuration import evaluated, read_yaml
 from zoo.errors import ConfigurationError
@@ -363,6 +364,22 @@ def test_every_algorithm_has_a_sampler_and_a_converter(algo, small):
             assert 32 <= sampled["batch_size"] <= 128 and sampled["policy_kwargs"]["net_arch"] == [64, 64]
             expected = ("spread:1", "spread:2") if algorithm.has_critic else (1.0,)
             assert sampled["replay_buffer_kwargs"]["temperature"] in expected
+
+
+@pytest.mark.parametrize(
+    ("algo", "normalised", "updates"),
+    [("hipi_sac", {False, True}, {1, 2, 4}), ("hipi_crossq", {False}, {1, 2, 4}), ("hipi_dqn", {False, True}, None)],
+)
+def test_normalised_layers_and_updates_per_step_are_searched(algo, normalised, updates):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sampler, seen = plugin.make_sampler(plugin.KEY_TO_ALGORITHM[algo]), []
+    for _ in range(30):
+        sampled = sampler(study.ask(), 2, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
+        is_normalised = sampled["policy_kwargs"].get("activation_fn") is LayerNormReLU
+        seen.append((is_normalised, sampled["gradient_steps"] / sampled["train_freq"]))
+    found, ratios = map(set, zip(*seen, strict=True))
+    assert found == normalised
+    assert ratios == updates or (updates is None and max(ratios) <= 1)
 
 
 @pytest.mark.parametrize("algo", [algo for algo in plugin.KEY_TO_ALGORITHM if algo not in ("hipi_sac", "hipi_bc")])
