@@ -33,7 +33,7 @@ from benchmarks.core_speed import (
     unbounded,
 )
 from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
-from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, MultiTaskWrapper
+from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, LayerNormReLU, MultiTaskWrapper
 
 # The task-conditioned half cheetah: 17 observations, 1 task, and 3 more to make 21 inputs.
 TASK_DIM, INPUTS, ACTIONS = 1, 21, 6
@@ -94,7 +94,8 @@ def learner(
     """
     Make a learner that has collected transitions and made no update.
 
-    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"``, ``"hipisac"`` or ``"recorded"``, a hipisac with a CUDA graph
+    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"``, ``"hipisac"``, ``"normalised"``, a hipisac with normalised layers, or
+        ``"recorded"``, one with a CUDA graph
     :param n_transitions: number of transitions
     :param env: environment, noise of the half cheetah's sizes if None
     :param width: width of the two hidden layers
@@ -104,11 +105,14 @@ def learner(
     """
     env = MultiTaskWrapper(Noise(), GOALS) if env is None else env
     buffer = {"sac": DictReplayBuffer, "her": HerReplayBuffer}.get(kind, HIPIReplayBuffer)
-    algorithm = HIPISAC if kind in ("hipisac", "recorded") else SAC
+    algorithm = HIPISAC if kind in ("hipisac", "normalised", "recorded") else SAC
     kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": device, "seed": 0}
     # Far from full in all benchmarks; core_speed.py has what a larger one costs.
     kwargs["buffer_size"] = min(100_000, 50 * n_transitions)
-    kwargs["policy_kwargs"] = {"net_arch": [width, width]}
+    kwargs["policy_kwargs"] = {
+        "net_arch": [width, width],
+        "activation_fn": LayerNormReLU if kind == "normalised" else th.nn.ReLU,
+    }
     model = algorithm("MultiInputPolicy", env, learning_starts=n_transitions, **kwargs)
     if isinstance(model, HIPISAC):
         model.cuda_graph = kind == "recorded"
@@ -124,6 +128,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
         "sac_hipi, the defaults": ("sac_hipi", {}),
         "hipisac, no relabeling": ("hipisac", {"strategy": "none"}),
         "hipisac, the defaults": ("hipisac", {}),
+        "hipisac, normalised layers": ("normalised", {}),
         "hipisac, 64": ("hipisac", {"n_candidate_tasks": 64}),
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256}),
         "hipisac, labels used once": ("hipisac", {"label_reuse": 1}),
@@ -138,7 +143,8 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
     kinds["her"] = ("her", {})
-    fetch_kinds = ["sac", "her", "sac_hipi, the defaults", "hipisac, the defaults", "hipisac, 64", "hipisac, 256", *recorded]
+    fetch_kinds = ["sac", "her", "sac_hipi, the defaults", "hipisac, the defaults", "hipisac, normalised layers"]
+    fetch_kinds += ["hipisac, 64", "hipisac, 256", *recorded]
     fetch = {
         name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, device, **kinds[name][1]) for name in fetch_kinds
     }

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import ablation, measuring
-from zoo import benchmark
 from zoo.comparison import summarize
+from zoo.methods import KEY_TO_METHOD
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -92,7 +92,7 @@ def test_what_make_bench_leaves_out_says_what_it_does(name, monkeypatch, capsys)
 def test_the_ablation_varies_methods_of_the_launcher_and_says_what_they_are():
     for matrix in ablation.MATRICES.values():
         assert set(matrix.methods) <= set(ablation.LABELS) and "hipi" in matrix.methods
-        assert set(matrix.methods) <= set(benchmark.KEY_TO_METHOD)
+        assert set(matrix.methods) <= set(KEY_TO_METHOD)
         assert matrix.n_timesteps % matrix.eval_freq == 0  # so that the last evaluation is that of the end
 
 

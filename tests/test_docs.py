@@ -26,6 +26,7 @@ from hipi_sb3.relabel.relabeler import Relabeler
 from zoo import benchmark, enjoy, options, plugin, train
 from zoo.configuration import StoreExpressions
 from zoo.errors import ConfigurationError, check_name
+from zoo.methods import KEY_TO_METHOD
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,7 +95,7 @@ def understood(script, words):
         benchmark.make_cells(args)
     elif script == "plots.py":
         for method in (args.methods or "none").split(","):
-            check_name("method", method, benchmark.KEY_TO_METHOD)
+            check_name("method", method, KEY_TO_METHOD)
 
 
 def not_understood(script, words):

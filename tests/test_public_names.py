@@ -122,7 +122,17 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 #: Names whose arguments are those of stable-baselines3, which checks them; names that take none; the base of families, whose
 #: subclasses are above; what is called through another.
 ELSEWHERE = {
-    *("HIPIDDPG", "HIPIDQN", "HIPIQRDQN", "HIPISAC", "HIPITD3", "HIPITQC", "HIPICrossQ", "TaskConditionedBCPolicy"),
+    *(
+        "HIPIDDPG",
+        "HIPIDQN",
+        "HIPIQRDQN",
+        "HIPISAC",
+        "HIPITD3",
+        "HIPITQC",
+        "HIPICrossQ",
+        "TaskConditionedBCPolicy",
+        "LayerNormReLU",
+    ),
     *("__version__", "TaskFamily"),
 }
 

@@ -25,6 +25,7 @@ require("rliable")
 from hipi_sb3 import HIPISAC, GoalReaching, LinearReward
 from zoo import benchmark, enjoy, plots, report
 from zoo.comparison import area_under, format_table, steps_to, summarize
+from zoo.methods import KEY_TO_METHOD, Method
 from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def compared(tmp_path_factory):
     """A benchmark of two methods, one of which breaks: folder, how it ended, what it said of errors."""
     folder = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(benchmark.KEY_TO_METHOD, "broken", benchmark.Method(("strategy=nonesuch",)))
+        patch.setitem(KEY_TO_METHOD, "broken", Method(("strategy=nonesuch",)))
         with pytest.raises(SystemExit) as exit_info, contextlib.redirect_stderr(io.StringIO()) as said:
             run_benchmark(folder, "none,hipi,broken", "--jobs", "2")
     return folder, exit_info.value.code, said.getvalue()
@@ -89,7 +90,7 @@ def test_finished_cells_are_not_run_again_and_broken_ones_are(compared, monkeypa
         return "exit code 2"
 
     monkeypatch.setattr(benchmark, "run_cell", run_cell)
-    monkeypatch.setitem(benchmark.KEY_TO_METHOD, "broken", benchmark.Method())
+    monkeypatch.setitem(KEY_TO_METHOD, "broken", Method())
     with pytest.raises(SystemExit):
         run_benchmark(folder, "none,hipi,broken")
     assert ran == ["PointFourRooms-v0/broken/seed0"]
