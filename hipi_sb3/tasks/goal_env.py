@@ -192,21 +192,6 @@ class GoalEnvTasks(TaskFamily):
         has_residual = features.shape[-1] == self.feature_dim
         return {"reward_residual": features[..., -1].mean()} if has_residual else {}
 
-    def check_vec_normalize(self, env: Any) -> None:
-        """
-        Refuse a normalisation that cuts goals off.
-
-        :param env: the normalisation
-        :raises ValueError: when it normalises goals and clips them
-        """
-        keys = set(env.norm_obs_keys or ()) & {"achieved_goal", "desired_goal"}
-        if env.norm_obs and keys and np.isfinite(env.clip_obs):
-            raise ValueError(
-                f"VecNormalize clips {' and '.join(sorted(keys))} at {env.clip_obs} standard deviations. Relabeled goals lie "
-                "where no commanded goal was, and those that are cut off look alike to the policy. Leave the goals as they "
-                'are, VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
-            )
-
     def revive(self, other: TaskFamily) -> None:
         """
         Call the functions where another family calls them, if this one was read from a file and has lost its environment.
