@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
+from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks, settable_tasks
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.posterior import effective_tasks, mean_effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
@@ -42,10 +42,9 @@ class TaskEvalCallback(EvalCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_env, n_eval_episodes=n_eval_episodes, **kwargs)
-        if not self.eval_env.has_attr("task_family"):
-            raise ValueError("TaskEvalCallback: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+        family = settable_tasks("TaskEvalCallback", self.eval_env)
         if tasks is None:
-            tasks = evaluation_tasks(self.eval_env.get_attr("task_family", indices=[0])[0], n_tasks, task_seed)
+            tasks = evaluation_tasks(family, n_tasks, task_seed)
         self.tasks = tasks
         self.task_seed = task_seed
         #: One entry an evaluation, at the steps of ``evaluations_timesteps``.
