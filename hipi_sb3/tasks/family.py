@@ -80,6 +80,11 @@ class TaskFamily(ABC):
         return self.task_space.shape[0]
 
     @property
+    def shown_space(self) -> spaces.Space:
+        """Space of a task in an observation: that of the tasks, unless it looks otherwise there."""
+        return self.task_space
+
+    @property
     def reaches_goals(self) -> bool:
         """Whether :meth:`achieved` is defined, that is, whether hindsight goals (HER) exist for this family."""
         return type(self).achieved is not TaskFamily.achieved

@@ -79,7 +79,7 @@ class GoalEnvTasks(TaskFamily):
                 f"{', '.join(GOAL_KEYS)} and a method compute_reward(achieved_goal, desired_goal, info)."
             )
         self._achieved_space, self._desired_space = space["achieved_goal"], space["desired_goal"]
-        stored: spaces.Space = (space if observation_space is None else observation_space)["desired_goal"]
+        self._shown_space = stored = (space if observation_space is None else observation_space)["desired_goal"]
         self._layout = _layout_of(self._achieved_space, self._desired_space, stored)
         #: Whether wrappers moved the channels of images to the front.
         self._moves_channels = stored.shape != self._desired_space.shape
@@ -103,6 +103,10 @@ class GoalEnvTasks(TaskFamily):
         :return: its tasks
         """
         return cls(source_of_vec_env(env), observation_space=env.observation_space)
+
+    @property
+    def shown_space(self) -> spaces.Space:
+        return self._shown_space
 
     # -- the prior ----------------------------------------------------------------------------------------------------
 
