@@ -174,14 +174,17 @@ class RelabelSnapshotCallback(BaseCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
-        self._next = (self.num_timesteps // self.freq + 1) * self.freq  # of a training that goes on, too
+        self._set_next()  # of a training that goes on, too
 
     def _on_step(self) -> bool:
         buffer = self.model.replay_buffer  # type: ignore[attr-defined]
         if self.num_timesteps >= self._next and buffer.size() > 0:
-            self._next = (self.num_timesteps // self.freq + 1) * self.freq
+            self._set_next()
             self.snapshot(buffer)
         return True
+
+    def _set_next(self) -> None:
+        self._next = (self.num_timesteps // self.freq + 1) * self.freq
 
     def snapshot(self, buffer: HIPIReplayBuffer) -> Path:
         """

@@ -170,6 +170,15 @@ class TaskFamily(ABC):
         :return: phi(s, a, s'), (feature_dim,)
         """
 
+    def task_of(self, obs: Any) -> np.ndarray:
+        """
+        The commanded task of an observation.
+
+        :param obs: one Dict observation
+        :return: the task, (task_dim,)
+        """
+        return obs[self.task_key]
+
     #: Whether :meth:`features_of_steps` may be asked later than the step, and of many steps at once.
     can_wait = True
 

@@ -208,12 +208,6 @@ class GoalEnvTasks(TaskFamily):
     # -- goals as the environment has them ----------------------------------------------------------------------------
 
     def task_of(self, obs: Any) -> np.ndarray:
-        """
-        The commanded goal of an observation.
-
-        :param obs: one observation, as what is trained has it
-        :return: the goal as flat numbers, (goal_dim,)
-        """
         return self._flatten(np.asarray(obs[self.task_key]), 1)[0]
 
     def _flatten(self, goals: np.ndarray, n: int) -> np.ndarray:
