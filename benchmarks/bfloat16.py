@@ -22,7 +22,7 @@ import torch as th
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import hipi_sb3.envs  # noqa: F401  registers the environments
-from benchmarks.measuring import parser, run, show
+from benchmarks.measuring import interval_of_difference, parser, run, show
 from hipi_sb3 import HIPISAC
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 from hipi_sb3.networks import layers, products
@@ -119,10 +119,7 @@ def compare(n_seeds: int, jobs: int, steps_of: Callable[[str], int]) -> dict[str
             show_mean(f"{kind}, mean height of the curve", summary[kind]["mean_height"])
         # The same seed makes the same networks, but the runs part after some steps: seeds are not pairs.
         low, high = by_precision["bfloat16"].mean(axis=1), by_precision["float32"].mean(axis=1)
-        rng = np.random.default_rng(0)
-        draws = rng.choice(low, (2000, n_seeds)).mean(axis=1) - rng.choice(high, (2000, n_seeds)).mean(axis=1)
-        bounds = np.percentile(draws, [2.5, 97.5])
-        difference = {"mean": float(low.mean() - high.mean()), "low": float(bounds[0]), "high": float(bounds[1])}
+        difference = dict(zip(("mean", "low", "high"), interval_of_difference(low, high), strict=True))
         summary["bfloat16_minus_float32"] = difference
         show_mean("bfloat16 less float32, mean height", difference)
         result[environment] = summary

@@ -14,6 +14,7 @@ import pathlib
 import sys
 import time
 from copy import deepcopy
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -24,70 +25,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, dummy_v
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.gradient_speed import GOALS, Noise
-from benchmarks.measuring import interval_of_median, parser, ratio, run, show
+from benchmarks.measuring import Clock, interval_of_median, parser, ratio, run, show
 from hipi_sb3 import HIPISAC, MultiTaskWrapper, TargetVelocity
 
 #: Seconds of a slow step.
 SLOW = 0.005
-
-
-class Clocked(gym.Wrapper):
-    """Adds up the time in the environment that it wraps."""
-
-    seconds = 0.0
-
-    def step(self, action: Any) -> Any:
-        start = time.perf_counter()
-        result = self.env.step(action)
-        Clocked.seconds += time.perf_counter() - start
-        return result
-
-    def reset(self, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = self.env.reset(**kwargs)
-        Clocked.seconds += time.perf_counter() - start
-        return result
-
-
-class ClockedTasks(MultiTaskWrapper):
-    """Adds up the time in its steps, those of what it wraps included."""
-
-    stepping = 0.0
-
-    def step(self, action: Any) -> Any:
-        start = time.perf_counter()
-        result = super().step(action)
-        ClockedTasks.stepping += time.perf_counter() - start
-        return result
-
-
-class Copies:
-    """``deepcopy``, with the time in it added up."""
-
-    seconds = 0.0
-
-    def __call__(self, value: Any) -> Any:
-        start = time.perf_counter()
-        result = deepcopy(value)
-        self.seconds += time.perf_counter() - start
-        return result
-
-
-class ClockedSAC(HIPISAC):
-    """Adds up the time in its policy and in its buffer."""
-
-    acting = storing = 0.0
-
-    def _sample_action(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        result = super()._sample_action(*args, **kwargs)
-        self.acting += time.perf_counter() - start
-        return result
-
-    def _store_transition(self, *args: Any, **kwargs: Any) -> None:
-        start = time.perf_counter()
-        super()._store_transition(*args, **kwargs)
-        self.storing += time.perf_counter() - start
 
 
 class SlowNoise(Noise):
@@ -98,9 +40,14 @@ class SlowNoise(Noise):
         return super().step(action)
 
 
-def make_cheetah() -> gym.Env:
-    """A half cheetah with target velocities, its simulator clocked."""
-    return ClockedTasks(Clocked(gym.make("HalfCheetah-v5")), TargetVelocity(0.0, 3.0))
+def make_cheetah(clocked: Clock) -> gym.Env:
+    """A half cheetah with target velocities: the steps of both are clocked, and what the simulator takes to reset."""
+    simulator: Any = gym.make("HalfCheetah-v5")
+    simulator.step = clocked("simulator", simulator.step)
+    simulator.reset = clocked("simulator", simulator.reset)
+    env: Any = MultiTaskWrapper(simulator, TargetVelocity(0.0, 3.0))
+    env.step = clocked("tasks", env.step)
+    return env
 
 
 def make_slow() -> gym.Env:
@@ -110,21 +57,23 @@ def make_slow() -> gym.Env:
 
 def measure_outside(n_envs: int, turns: int, n_rounds: int) -> dict[str, Any]:
     """Share of the time of a collected step by part."""
-    vec_env = DummyVecEnv([make_cheetah] * n_envs)
+    clocked = Clock()
+    vec_env = DummyVecEnv([partial(make_cheetah, clocked)] * n_envs)
     # Nets of 256 units, no updates.
-    model = ClockedSAC("MultiInputPolicy", vec_env, learning_starts=0, gradient_steps=0, buffer_size=1_000_000, seed=0)
+    model: Any = HIPISAC("MultiInputPolicy", vec_env, learning_starts=0, gradient_steps=0, buffer_size=1_000_000, seed=0)
+    model._sample_action = clocked("policy", model._sample_action)
+    model._store_transition = clocked("buffer", model._store_transition)
     model.learn(n_envs * n_rounds, log_interval=None)  # warm up
     shares: dict[str, list[float]] = {}
-    copies = Copies()
-    with patch.object(dummy_vec_env, "deepcopy", copies):
+    with patch.object(dummy_vec_env, "deepcopy", clocked("copies", deepcopy)):
         for _ in range(turns):
-            Clocked.seconds = ClockedTasks.stepping = copies.seconds = model.acting = model.storing = 0.0
+            clocked.seconds.clear()
             start = time.perf_counter()
             model.learn(n_envs * n_rounds, log_interval=None, reset_num_timesteps=False)
-            whole = time.perf_counter() - start
-            parts = {"policy": model.acting, "wrapper": ClockedTasks.stepping - Clocked.seconds, "copies": copies.seconds}
-            parts["buffer"] = model.storing
-            outside = whole - Clocked.seconds
+            whole, spent = time.perf_counter() - start, clocked.seconds
+            outside = whole - spent["simulator"]
+            parts = {"policy": spent["policy"], "wrapper": spent["tasks"] - spent["simulator"], "copies": spent["copies"]}
+            parts["buffer"] = spent["buffer"]
             for name, seconds in {"outside": outside, **parts, "rest": outside - sum(parts.values())}.items():
                 shares.setdefault(name, []).append(seconds / whole)
     print(f"\nHalf cheetah with tasks, {n_envs} environments, collected by the policy: shares of the time")

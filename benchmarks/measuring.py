@@ -5,6 +5,7 @@ is the median over the turns, with the 95 % bootstrap interval of that median.
 """
 
 import argparse
+import collections
 import gc
 import json
 import pathlib
@@ -22,6 +23,30 @@ import torch as th
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from zoo.provenance import commit
+
+
+class Clock:
+    """
+    Adds up the time in functions, by name.
+
+    :param clock: clock in seconds
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+
+    def __call__(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose time is added to that of the name."""
+
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            start = self.clock()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += self.clock() - start
+
+        return clocked
 
 
 def take_turns(
@@ -60,6 +85,14 @@ def interval_of_median(values: np.ndarray) -> dict[str, float]:
     draws = np.random.default_rng(0).choice(values, size=(2000, len(values)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
+def interval_of_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """Mean difference of two samples of seeds, and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = [rng.choice(values, (4000, len(values))).mean(axis=1) for values in (a, b)]
+    low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+    return float(a.mean() - b.mean()), float(low), float(high)
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:

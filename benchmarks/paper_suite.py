@@ -25,6 +25,7 @@ import pandas as pd
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measuring import interval_of_difference  # noqa: E402
 from zoo import benchmark  # noqa: E402
 from zoo.comparison import area_under, curves_of, write_atomically  # noqa: E402
 
@@ -131,14 +132,6 @@ def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
     from_there_on = mean[::-1].expanding().mean()[::-1]
     reached = mean.index[(mean >= value) & (from_there_on >= value)]
     return float(reached[0]) if len(reached) and mean.iloc[-2:].mean() >= value else None
-
-
-def interval_of_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """Mean difference of two samples of seeds, and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    draws = [rng.choice(values, (4000, len(values))).mean(axis=1) for values in (a, b)]
-    low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
-    return float(a.mean() - b.mean()), float(low), float(high)
 
 
 def compare(frame: pd.DataFrame) -> dict[str, Any]:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.core_speed import unbounded
 from benchmarks.gradient_speed import learner
-from benchmarks.measuring import interval_of_median, parser, ratio, run, show, take_turns
+from benchmarks.measuring import Clock, interval_of_median, parser, ratio, run, show, take_turns
 from hipi_sb3 import HIPISAC, HIPIReplayBuffer
 from hipi_sb3.experience.layout import TaskLayout
 from hipi_sb3.relabel import rows
@@ -105,18 +105,7 @@ def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dic
         buffer = model.replay_buffer
         assert isinstance(buffer, HIPIReplayBuffer)
         reuse = buffer.relabeler.label_reuse
-        spent = dict.fromkeys(("networks", "scores", "assign"), 0.0)
-
-        def clocked(name: str, function: Any, spent: dict[str, float] = spent) -> Any:
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                start = time.process_time()
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    spent[name] += time.process_time() - start
-
-            return wrapper
-
+        clocked = Clock(time.process_time)
         parts: dict[str, list[float]] = {}
         of_batch = rows.RelabelBatch
         buffer.relabeler._assign = clocked("assign", buffer.relabeler._assign)  # type: ignore[method-assign]
@@ -125,11 +114,11 @@ def measure_parts(turns: int, n_transitions: int, batch_sizes: list[int]) -> dic
             patch.object(of_batch, "scores", clocked("scores", of_batch.scores)),
         ):
             for turn in range(turns + 1):
-                spent.update(networks=0.0, scores=0.0, assign=0.0)
+                clocked.seconds.clear()
                 start = time.process_time()
                 for _ in range(reuse):
                     buffer.sample(batch_size)
-                whole = time.process_time() - start
+                whole, spent = time.process_time() - start, clocked.seconds
                 seconds = {"networks": spent["networks"], "outcomes": spent["scores"] - spent["networks"]}
                 seconds |= {"posterior": spent["assign"] - spent["scores"], "batch": whole - spent["assign"]}
                 for name, value in seconds.items() if turn > 0 else ():  # the first warms up

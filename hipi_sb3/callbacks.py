@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
+from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks, settable_tasks
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.posterior import effective_tasks, mean_effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
@@ -42,10 +42,9 @@ class TaskEvalCallback(EvalCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_env, n_eval_episodes=n_eval_episodes, **kwargs)
-        if not self.eval_env.has_attr("task_family"):
-            raise ValueError("TaskEvalCallback: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+        family = settable_tasks("TaskEvalCallback", self.eval_env)
         if tasks is None:
-            tasks = evaluation_tasks(self.eval_env.get_attr("task_family", indices=[0])[0], n_tasks, task_seed)
+            tasks = evaluation_tasks(family, n_tasks, task_seed)
         self.tasks = tasks
         self.task_seed = task_seed
         #: One entry an evaluation, at the steps of ``evaluations_timesteps``.
@@ -175,14 +174,17 @@ class RelabelSnapshotCallback(BaseCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
-        self._next = (self.num_timesteps // self.freq + 1) * self.freq  # of a training that goes on, too
+        self._set_next()  # of a training that goes on, too
 
     def _on_step(self) -> bool:
         buffer = self.model.replay_buffer  # type: ignore[attr-defined]
         if self.num_timesteps >= self._next and buffer.size() > 0:
-            self._next = (self.num_timesteps // self.freq + 1) * self.freq
+            self._set_next()
             self.snapshot(buffer)
         return True
+
+    def _set_next(self) -> None:
+        self._next = (self.num_timesteps // self.freq + 1) * self.freq
 
     def snapshot(self, buffer: HIPIReplayBuffer) -> Path:
         """

@@ -101,10 +101,6 @@ def _take_steps(family: TaskFamily, env: gym.Env, n_steps: int, policy: Policy |
     """What happened in each step: features, task, reward, terminated, env_terminated, is_success."""
     if family.features_key is None and not _has_family(env):
         env = MultiTaskWrapper(env, family)
-
-    def task_of(obs: Any) -> np.ndarray:
-        return family.task_of(obs) if isinstance(family, GoalEnvTasks) else obs[family.task_key]
-
     env.action_space.seed(seed)
     obs, _ = env.reset(seed=seed)
     steps = []
@@ -114,8 +110,8 @@ def _take_steps(family: TaskFamily, env: gym.Env, n_steps: int, policy: Policy |
         steps.append(
             {
                 "features": family.features(env, obs, None, next_obs, reward, info) if of_obs else info["task_features"],
-                "task": task_of(obs) if of_obs else info["task"],
-                "task_after": task_of(next_obs) if of_obs else info["task"],
+                "task": family.task_of(obs) if of_obs else info["task"],
+                "task_after": family.task_of(next_obs) if of_obs else info["task"],
                 "reward": reward,
                 "terminated": terminated,
                 "env_terminated": info.get("env_terminated"),

@@ -15,6 +15,7 @@ from hipi_sb3.experience.layout import without_task
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.given import check_count, numbers
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
+from hipi_sb3.tasks.goal_env import is_goal_space
 
 
 def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np.ndarray:
@@ -134,9 +135,7 @@ def evaluate_tasks(
     :raises ValueError: when there is no task, ``n_episodes`` is not positive or the environment has no task family
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-    if not vec_env.has_attr("task_family"):
-        raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
-    family: TaskFamily = vec_env.get_attr("task_family", indices=[0])[0]
+    family = settable_tasks("evaluate_tasks", vec_env)
     check_count("evaluate_tasks: n_episodes", n_episodes, 1)
     given = numbers("tasks", tasks)
     if given.size == 0:
@@ -180,6 +179,25 @@ def evaluate_tasks(
         successes=None if None in successes else np.array(successes, dtype=bool).reshape(shape),
         observations=tuple(_stack(episode.observations) for episode in episodes) if record_observations else None,
     )
+
+
+def settable_tasks(owner: str, env: VecEnv) -> TaskFamily:
+    """
+    The tasks of environments in which they can be set.
+
+    :param owner: what sets them, for the error
+    :param env: environments
+    :return: the tasks
+    :raises ValueError: when there are none, or the environment alone sets them
+    """
+    if env.has_attr("task_family"):
+        return env.get_attr("task_family", indices=[0])[0]
+    if is_goal_space(env.observation_space):
+        raise ValueError(
+            f"{owner}: a GoalEnv draws its goals itself, and none can be set. Evaluate it on as many episodes as you want "
+            "goals: env.seed(0), then evaluate_policy of stable-baselines3, or its EvalCallback in training."
+        )
+    raise ValueError(f"{owner}: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
 
 
 def save_trajectory_plot(env: VecEnv, evaluation: TaskEvaluation, path: str | Path) -> bool:

@@ -11,6 +11,9 @@ from hipi_sb3.relabel.strategies import Strategy
 #: What HerReplayBuffer does unless it is told otherwise.
 HER_STRATEGY, HER_SAMPLED_GOALS = GoalSelectionStrategy.FUTURE, 4
 
+#: Arguments that ask for HER, and so say what strategy and relabel_prob are.
+ASK_FOR_HER = ("goal_selection_strategy", "n_sampled_goal")
+
 _VALUE_TO_NAME = {value: name for name, value in KEY_TO_GOAL_STRATEGY.items()}
 
 
@@ -44,7 +47,7 @@ def translate(her: Any, strategy: str | Strategy | None, relabel_prob: float | N
     for name in her:
         if name not in HerArguments.__annotations__:
             raise TypeError(f"HIPIReplayBuffer.__init__() got an unexpected keyword argument {name!r}")
-    asked = [name for name in ("goal_selection_strategy", "n_sampled_goal") if name in her]
+    asked = [name for name in ASK_FOR_HER if name in her]
     if not asked:
         return "hipi" if strategy is None else strategy, 0.5 if relabel_prob is None else relabel_prob
     given = {"strategy": strategy, "relabel_prob": relabel_prob}

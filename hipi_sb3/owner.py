@@ -12,7 +12,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 
 from hipi_sb3.tasks.family import TaskFamily
 from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
-from hipi_sb3.tasks.steps import check_not_widened
+from hipi_sb3.tasks.steps import check_not_clipped, check_not_widened
 
 #: The two methods of stable-baselines3 that build or restore the buffer of an algorithm.
 _OWNERS = (OffPolicyAlgorithm._setup_model.__code__, OffPolicyAlgorithm.load_replay_buffer.__code__)
@@ -145,7 +145,7 @@ def family_of(model: OffPolicyAlgorithm, given: TaskFamily | None, is_given: boo
     :param given: the tasks that are known already, for an environment that says none
     :param is_given: whether a user gave them, so that those of a GoalEnv are not asked for
     :return: the tasks
-    :raises ValueError: when there are none
+    :raises ValueError: when there are none, or the policy would not see them as they are
     """
     env = model.env
     assert env is not None
@@ -163,8 +163,8 @@ def family_of(model: OffPolicyAlgorithm, given: TaskFamily | None, is_given: boo
     if env.has_attr("flat_dim"):
         check_not_widened(env.observation_space, env.get_attr("flat_dim", indices=[0])[0])
     vec_normalize = model.get_vec_normalize_env()
-    if isinstance(family, GoalEnvTasks) and vec_normalize is not None:
-        family.check_vec_normalize(vec_normalize)
+    if vec_normalize is not None:
+        check_not_clipped(vec_normalize, family)
     return family
 
 

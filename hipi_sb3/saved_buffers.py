@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from hipi_sb3.experience.files import read_state, space_from_json, space_to_json, write_state
+from hipi_sb3.her_arguments import ASK_FOR_HER
 from hipi_sb3.relabel.log_partition import KEY_TO_LOG_PARTITION
 from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
-
-_HER = {"n_sampled_goal", "goal_selection_strategy"}
 
 
 def save_buffer(buffer: Any, path: str | Path) -> None:
@@ -50,7 +49,7 @@ def load_buffer(kind: Any, path: str | Path, model: Any, mmap: bool, options: di
     saved = _restore_options(state["options"], options, given, path)
     if model is not None:
         saved |= state.get("given", {})
-    if not _HER.isdisjoint(options):  # which say what strategy and relabel_prob are
+    if not options.keys().isdisjoint(ASK_FOR_HER):
         saved |= {"strategy": None, "relabel_prob": None}
     if "family" in given:
         options.setdefault("family", given["family"])

@@ -382,7 +382,7 @@ class AssignTask(Strategy):
 
 
 def normalized_model(flatten: bool = False, **kwargs: Any) -> tuple[SAC, VecNormalize]:
-    env = VecNormalize(vec_line_walk(2, flatten=flatten), **kwargs)
+    env = VecNormalize(vec_line_walk(2, flatten=flatten), **{"clip_obs": np.inf, **kwargs})
     options = {"strategy": AssignTask(), "relabel_prob": 1.0, "candidates": "prior", "n_candidate_tasks": 4, "label_reuse": 1}
     model = make_model(env, flatten=flatten, replay_buffer_kwargs=options)
     train(model, 80)
@@ -458,6 +458,20 @@ def test_training_with_normalisation_of_rewards_stores_them_raw() -> None:
     model, _ = normalized_model()
     buffer: Any = model.replay_buffer
     assert set(np.unique(buffer.rewards[: buffer.size()])) <= {-1.0, 0.0}
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_normalisation_may_not_clip_tasks(flatten: bool) -> None:
+    remedy = (
+        r"clips observations at 10.0.*clip_obs=np.inf" if flatten else r'clips task at 10.0.*norm_obs_keys=\["observation"\]'
+    )
+    with pytest.raises(ValueError, match=remedy):
+        normalized_model(flatten, clip_obs=10.0)
+    normalized_model(flatten, clip_obs=10.0, norm_obs=False)
+    if not flatten:
+        with pytest.raises(ValueError, match=r"clips task at 10.0.*norm_obs=False"):
+            normalized_model(clip_obs=10.0, norm_obs_keys=["task"])
+        normalized_model(clip_obs=10.0, norm_obs_keys=["observation"])
 
 
 # -- saving, loading, copying --------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from hipi_sb3 import HIPIDQN, HIPISAC, HIPIReplayBuffer
+from hipi_sb3 import HIPIBC, HIPIDQN, HIPISAC, HIPIReplayBuffer
+from hipi_sb3.cloning.trajectories import TrajectoryDataset
 from hipi_sb3.tasks.goal_env import GoalEnvTasks
 from hipi_sb3.tasks.reward_source import PrivateInstance, TrainingEnv
 
@@ -90,6 +91,28 @@ def test_goals_of_any_space_are_relabeled_and_look_as_hers(algorithm: Any, kind:
     )
 
 
+def check_cloning(env: Any) -> None:
+    """Online, from a data set alone, and from one for the policy of an environment: the policies see goals alike."""
+    options: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}, "n_labels": 2, "n_candidate_tasks": 4, "device": "cpu"}
+    model = HIPIBC("MultiInputPolicy", env, learning_starts=20, train_freq=20, gradient_steps=2, seed=0, **options)
+    model.learn(60)
+    assert isinstance(model.replay_buffer, HIPIReplayBuffer)
+    dataset = TrajectoryDataset.from_buffer(model.replay_buffer)
+    obs = dataset.with_tasks({key: array[:5] for key, array in dataset.observations.items()}, dataset.tasks[:1].repeat(5, 0))
+    stored = model.replay_buffer.observations["desired_goal"][:5, 0]
+    assert_array_equal(obs["desired_goal"], stored)
+    assert obs["desired_goal"].dtype == stored.dtype
+    for cloned in (HIPIBC("MultiInputPolicy", seed=0, **options), HIPIBC("MultiInputPolicy", env, seed=0, **options)):
+        cloned.fit(dataset, n_updates=2)
+        assert cloned.observation_space == model.observation_space
+        assert len(cloned.predict(env.reset())[0]) == env.num_envs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_goals_of_any_space_are_cloned(kind: str) -> None:
+    check_cloning(make_vec_env(bits(**KINDS[kind]), 1))
+
+
 class Grid(gym.Env):
     """Goals are places of a grid, in the space that is asked for, or matrices."""
 
@@ -138,6 +161,7 @@ def test_other_spaces_of_goals(goal: spaces.Space, tmp_path: Any) -> None:
     assert desired.shape[1:] == goal.shape
     expected = -np.abs(achieved - desired).reshape(50, -1).sum(axis=1)
     assert_array_equal(samples.rewards[:, 0], expected.astype(np.float32))
+    check_cloning(make_vec_env(lambda: Grid(goal), 2))
     assert len(np.unique(desired.reshape(50, -1), axis=0)) > 1
     model.save_replay_buffer(tmp_path / "buffer")
     saved = deepcopy(model.replay_buffer)

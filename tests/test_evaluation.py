@@ -5,6 +5,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from line_walk import GOALS, LineWalk, directions, make_line_walk, vec_line_walk
 from numpy.testing import assert_allclose, assert_array_equal
 from stable_baselines3.common.monitor import Monitor
@@ -261,7 +262,7 @@ def test_the_callback_logs_and_keeps_the_best_model(tmp_path: Path):
 
 
 def test_the_callback_uses_the_statistics_of_the_training_environment():
-    env, eval_env = (VecNormalize(vec_line_walk(1), training=training) for training in (True, False))
+    env, eval_env = (VecNormalize(vec_line_walk(1), training, clip_obs=np.inf) for training in (True, False))
     train(TaskEvalCallback(eval_env, tasks=TASKS, eval_freq=40, verbose=0), env)
     assert_array_equal(eval_env.obs_rms["observation"].mean, env.obs_rms["observation"].mean)
 
@@ -277,3 +278,19 @@ def test_the_callback_does_not_disturb_training():
 def test_the_callback_needs_a_task_family():
     with pytest.raises(ValueError, match="no task family"):
         TaskEvalCallback(gym.make("Pendulum-v1"))
+
+
+class GoalLine(gym.Env):
+    """A GoalEnv, used as it is: where it begins, it draws its goal itself."""
+
+    space = spaces.Box(-1.0, 1.0, (1,))
+    observation_space = spaces.Dict(dict.fromkeys(("observation", "achieved_goal", "desired_goal"), space))
+    action_space = space
+
+
+def test_a_goal_env_is_not_told_to_be_wrapped():
+    remedy = r"{}: a GoalEnv draws its goals itself.* evaluate_policy .*EvalCallback"
+    with pytest.raises(ValueError, match=remedy.format("evaluate_tasks")):
+        evaluate_tasks(Walker(), GoalLine(), TASKS)
+    with pytest.raises(ValueError, match=remedy.format("TaskEvalCallback")):
+        TaskEvalCallback(GoalLine())

@@ -126,7 +126,7 @@ VEC: dict[str, tuple[Callable[..., Any], str]] = {
     "VecExtractDictObs": (partial(vec.VecExtractDictObs, key="observation"), "vector"),
     "VecFrameStack": (partial(vec.VecFrameStack, n_stack=3), "vector"),
     "VecMonitor": (vec.VecMonitor, "vector"),
-    "VecNormalize": (vec.VecNormalize, "vector"),
+    "VecNormalize": (partial(vec.VecNormalize, clip_obs=np.inf), "vector"),
     "VecTransposeImage": (vec.VecTransposeImage, "image"),
     "VecVideoRecorder": (
         partial(vec.VecVideoRecorder, video_folder="videos", record_video_trigger=lambda step: step == 0, video_length=4),

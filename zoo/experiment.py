@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,6 +26,7 @@ from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
 from hipi_sb3.experience.whole import remedy_named, whole_file
+from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo.checkpoints import (
     REPLAY_BUFFER,
     ResumableCallback,
@@ -223,7 +225,10 @@ class TaskExperimentManager(SearchManager):
         loaded = load_normalization(folder, env, self.trust) if self.trained_agent else None
         if loaded is None and not self.normalize:
             return env
-        normalized = PlainVecNormalize(env, **self.normalize_kwargs) if loaded is None else loaded
+        # Tasks that are cut off look alike, and the buffer refuses that; rl_zoo3's normalize=True would clip at 10.
+        has_tasks = env.has_attr("task_family") or is_goal_space(env.observation_space)
+        clip = {"clip_obs": np.inf} if has_tasks else {}
+        normalized = PlainVecNormalize(env, **clip | self.normalize_kwargs) if loaded is None else loaded
         if eval_env:
             normalized.training, normalized.norm_reward = False, False
         return normalized

@@ -216,7 +216,7 @@ class TrajectoryLabeler:
         self._check(dataset)
         family = dataset.family
         segments = Segments.of(dataset, self.segment_length)
-        has_returns = not isinstance(self.strategy, NoRelabeling | RandomTask | FinalGoal | FutureGoal | EpisodeGoal)
+        has_returns = not isinstance(self.strategy, Strategy) or self.strategy.needs_scores
         # Read once to check it, and once to judge it.
         with show_progress((1 + has_returns) * dataset.n_steps, "labelling", progress_bar) as done:
             dataset.check(done)

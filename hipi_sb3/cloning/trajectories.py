@@ -21,7 +21,7 @@ from hipi_sb3.cloning.logged import read_logged
 from hipi_sb3.cloning.recordings import compute_features, open_minari, read_minari
 from hipi_sb3.experience.archives import read_npy, read_npz
 from hipi_sb3.experience.files import space_from_json, space_to_json
-from hipi_sb3.experience.layout import each, without_task
+from hipi_sb3.experience.layout import each, stored_shape, stored_type, without_task
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.experience.whole import restore_folder, whole_file, whole_folder
 from hipi_sb3.given import numbers
@@ -133,7 +133,7 @@ class TrajectoryDataset:
         inner, tasks = self.observation_space, self.family.task_space
         if not flat:
             parts = dict(inner.spaces) if isinstance(inner, spaces.Dict) else {"observation": inner}
-            return spaces.Dict({**parts, self.family.task_key: tasks})
+            return spaces.Dict({**parts, self.family.task_key: self.family.shown_space})
         if not isinstance(inner, spaces.Box):
             raise ValueError(f"A flat observation needs a Box, not {inner}. Use MultiInputPolicy.")
         low, high = (np.concatenate(pair).astype(np.float32) for pair in ((inner.low, tasks.low), (inner.high, tasks.high)))
@@ -151,6 +151,8 @@ class TrajectoryDataset:
         if flat:
             return np.concatenate([observations, tasks], axis=1)
         parts = observations if isinstance(observations, dict) else {"observation": observations}
+        shown = self.family.shown_space
+        tasks = tasks.reshape(len(tasks), *stored_shape(shown)).astype(stored_type(shown), copy=False)
         return {**parts, self.family.task_key: tasks}
 
     def position_of(self, step: int) -> str:

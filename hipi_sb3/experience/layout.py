@@ -82,6 +82,16 @@ def stored_shape(space: spaces.Space) -> tuple[int, ...]:
     return (1,) if isinstance(space, spaces.Discrete) else tuple(space.shape or ())
 
 
+def stored_type(space: spaces.Space) -> np.dtype:
+    """
+    Type of a stored observation. The networks read float32: wider ones would be stored for nothing.
+
+    :param space: its space
+    :return: its type
+    """
+    return np.dtype(np.float32 if space.dtype == np.float64 else space.dtype)
+
+
 def without_task(parts: Any, task_key: str | None) -> Any:
     """
     A Dict observation, or its space, without the task: what is left is one array where it was made by MultiTaskWrapper.

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from hipi_sb3.experience.episodes import EpisodeIndex, grow
-from hipi_sb3.experience.layout import TaskLayout, stored_shape, take
+from hipi_sb3.experience.layout import TaskLayout, stored_shape, stored_type, take
 
 
 class ObservationStore:
@@ -31,12 +31,12 @@ class ObservationStore:
         shapes: dict[str, Any]
         if isinstance(space, spaces.Dict):
             shapes = {key: stored_shape(part) for key, part in space.spaces.items()}
-            types = {key: _stored_type(part) for key, part in space.spaces.items()}
+            types = {key: stored_type(part) for key, part in space.spaces.items()}
             assert layout.key is not None
             task_type = types[layout.key]
         else:
             assert space.shape is not None
-            shapes, types = {"": (space.shape[0] - layout.task_dim,)}, {"": _stored_type(space)}
+            shapes, types = {"": (space.shape[0] - layout.task_dim,)}, {"": stored_type(space)}
             task_type = types[""]
         self._keys = list(shapes)
         inner = [key for key in shapes if key != layout.key]
@@ -231,11 +231,6 @@ def _stretches(breaks: np.ndarray | None, ends: np.ndarray) -> Iterable[tuple[in
     if breaks is not None:
         is_last |= breaks[1:].any(axis=1)
     return pairwise([0, *(np.flatnonzero(is_last) + 1), len(ends)])
-
-
-def _stored_type(space: spaces.Space) -> np.dtype:
-    # The networks read float32: wider observations would be stored for nothing.
-    return np.dtype(np.float32 if space.dtype == np.float64 else space.dtype)
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

@@ -80,6 +80,11 @@ class TaskFamily(ABC):
         return self.task_space.shape[0]
 
     @property
+    def shown_space(self) -> spaces.Space:
+        """Space of a task in an observation: that of the tasks, unless it looks otherwise there."""
+        return self.task_space
+
+    @property
     def reaches_goals(self) -> bool:
         """Whether :meth:`achieved` is defined, that is, whether hindsight goals (HER) exist for this family."""
         return type(self).achieved is not TaskFamily.achieved
@@ -164,6 +169,15 @@ class TaskFamily(ABC):
         :param info: the inner environment's ``info`` of the step
         :return: phi(s, a, s'), (feature_dim,)
         """
+
+    def task_of(self, obs: Any) -> np.ndarray:
+        """
+        The commanded task of an observation.
+
+        :param obs: one Dict observation
+        :return: the task, (task_dim,)
+        """
+        return obs[self.task_key]
 
     #: Whether :meth:`features_of_steps` may be asked later than the step, and of many steps at once.
     can_wait = True

@@ -79,7 +79,7 @@ class GoalEnvTasks(TaskFamily):
                 f"{', '.join(GOAL_KEYS)} and a method compute_reward(achieved_goal, desired_goal, info)."
             )
         self._achieved_space, self._desired_space = space["achieved_goal"], space["desired_goal"]
-        stored: spaces.Space = (space if observation_space is None else observation_space)["desired_goal"]
+        self._shown_space = stored = (space if observation_space is None else observation_space)["desired_goal"]
         self._layout = _layout_of(self._achieved_space, self._desired_space, stored)
         #: Whether wrappers moved the channels of images to the front.
         self._moves_channels = stored.shape != self._desired_space.shape
@@ -103,6 +103,10 @@ class GoalEnvTasks(TaskFamily):
         :return: its tasks
         """
         return cls(source_of_vec_env(env), observation_space=env.observation_space)
+
+    @property
+    def shown_space(self) -> spaces.Space:
+        return self._shown_space
 
     # -- the prior ----------------------------------------------------------------------------------------------------
 
@@ -192,21 +196,6 @@ class GoalEnvTasks(TaskFamily):
         has_residual = features.shape[-1] == self.feature_dim
         return {"reward_residual": features[..., -1].mean()} if has_residual else {}
 
-    def check_vec_normalize(self, env: Any) -> None:
-        """
-        Refuse a normalisation that cuts goals off.
-
-        :param env: the normalisation
-        :raises ValueError: when it normalises goals and clips them
-        """
-        keys = set(env.norm_obs_keys or ()) & {"achieved_goal", "desired_goal"}
-        if env.norm_obs and keys and np.isfinite(env.clip_obs):
-            raise ValueError(
-                f"VecNormalize clips {' and '.join(sorted(keys))} at {env.clip_obs} standard deviations. Relabeled goals lie "
-                "where no commanded goal was, and those that are cut off look alike to the policy. Leave the goals as they "
-                'are, VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
-            )
-
     def revive(self, other: TaskFamily) -> None:
         """
         Call the functions where another family calls them, if this one was read from a file and has lost its environment.
@@ -219,12 +208,6 @@ class GoalEnvTasks(TaskFamily):
     # -- goals as the environment has them ----------------------------------------------------------------------------
 
     def task_of(self, obs: Any) -> np.ndarray:
-        """
-        The commanded goal of an observation.
-
-        :param obs: one observation, as what is trained has it
-        :return: the goal as flat numbers, (goal_dim,)
-        """
         return self._flatten(np.asarray(obs[self.task_key]), 1)[0]
 
     def _flatten(self, goals: np.ndarray, n: int) -> np.ndarray:

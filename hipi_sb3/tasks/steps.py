@@ -1,5 +1,6 @@
 """What a step has to bring, so that it can be relabeled later: mistakes that would be silent are found when it is stored."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,31 @@ def check_not_widened(space: spaces.Space, flat_dim: int) -> None:
         )
 
 
+def check_not_clipped(normalization: Any, family: TaskFamily) -> None:
+    """
+    Refuse a normalisation that cuts tasks off: statistics are those of the commanded tasks, few and all alike at first.
+
+    :param normalization: the ``VecNormalize``
+    :param family: the tasks
+    :raises ValueError: when it normalises them and clips what it normalises
+    """
+    if not normalization.norm_obs or not np.isfinite(normalization.clip_obs):
+        return
+    what, remedy = "observations", "pass clip_obs=np.inf"  # flat ones, the task among them
+    if normalization.norm_obs_keys is not None:
+        tasks = {family.task_key, family.features_key} & set(normalization.norm_obs_keys)
+        if not tasks:
+            return
+        rest = [key for key in normalization.norm_obs_keys if key not in tasks]
+        others = f"norm_obs_keys={json.dumps(rest)}" if rest else "norm_obs=False"
+        what = " and ".join(sorted(map(str, tasks)))
+        remedy = f"leave tasks as they are, VecNormalize(env, {others}), or {remedy}"
+    raise ValueError(
+        f"VecNormalize clips {what} at {normalization.clip_obs} standard deviations of the commanded tasks. Relabeled tasks "
+        f"lie where no commanded one was, and those that are cut off look alike to the policy: {remedy}."
+    )
+
+
 def check_shown_tasks(shown: np.ndarray, infos: list[dict[str, Any]]) -> None:
     """
     Check that the observation shows the task that MultiTaskWrapper put there.
@@ -106,9 +132,7 @@ def check_shown_tasks(shown: np.ndarray, infos: list[dict[str, Any]]) -> None:
         if not np.allclose(shown[env_index], np.ravel(task), rtol=1e-4, atol=1e-5):
             raise ValueError(
                 f"The observation of environment {env_index} shows {shown[env_index]} where MultiTaskWrapper put the task "
-                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE} "
-                "VecNormalize, which stays outside, clips tasks that are rare: leave the task out, "
-                'VecNormalize(env, norm_obs_keys=["observation"]), or pass clip_obs=np.inf.'
+                f"{task}: a wrapper outside it changes, moves or delays the observation. {INSIDE}"
             )
 
 
