@@ -36,6 +36,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStac
 
 from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
+from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo import plugin
 from zoo.configuration import StoreExpressions, check_classes, check_links, read_yaml
 from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
@@ -76,8 +77,6 @@ def enjoy(args: argparse.Namespace) -> None:
             check_links(run_folder)
         render = not (args.no_render or args.interactive) and args.record is None and has_display()
         env = make_env(args, run_folder, render)
-        if not env.has_attr("task_family"):
-            raise ConfigurationError(f"{args.env} has no task family; look at its policy with rl_zoo3's enjoy.py.")
         tasks = chosen_tasks(args, env)
     recorder = None
     if args.record is not None:
@@ -104,11 +103,11 @@ def enjoy(args: argparse.Namespace) -> None:
     print(evaluation.table())
     if recorder is not None:
         recorder.save()
-        print(f"\nVideo of {len(tasks) * args.episodes} episodes, {len(recorder.frames)} frames: {recorder.path}")
+        print(f"\nVideo of {evaluation.returns.size} episodes, {len(recorder.frames)} frames: {recorder.path}")
     if args.plot is not None:
         picture = Path(args.plot or Path(run_folder) / "enjoy.png")
         if save_trajectory_plot(env, evaluation, picture):
-            print(f"\nTrajectories to {len(tasks)} tasks: {picture}")
+            print(f"\nTrajectories to {len(evaluation.tasks)} tasks: {picture}")
         else:
             print(f"\nNo picture: {args.env} is not one that can draw trajectories.")
     env.close()
@@ -260,15 +259,28 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
     return VecFrameStack(env, n_stack) if n_stack > 0 else env
 
 
-def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray:
+def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray | int:
     """
     Choose the tasks: those of ``--task``, or those that train.py evaluates.
 
     :param args: arguments of :func:`make_parser`
     :param env: environment
-    :return: tasks, (n_tasks, task_dim)
+    :return: tasks, (n_tasks, task_dim); their number where a GoalEnv draws its goals itself
+    :raises ConfigurationError: when the environment has no tasks, or none can be chosen
     :raises ValueError: when a task is none of the environment's
     """
+    if not env.has_attr("task_family"):
+        if not is_goal_space(env.observation_space):
+            raise ConfigurationError(
+                f"{args.env} has no tasks: it has no task family, and is no GoalEnv. Load its policy in Python, such as "
+                "SAC.load(path, custom_objects=hipi_sb3.saved_models.plain_objects(path))."
+            )
+        if args.task is not None or args.tasks is not None or args.interactive:
+            raise ConfigurationError(
+                f"{args.env} draws its goals itself, and none can be chosen: leave out --task, --tasks and --interactive. "
+                "--eval-tasks says how many, and --seed which."
+            )
+        return args.eval_tasks
     family = env.get_attr("task_family", indices=[0])[0]
     if args.task is not None:
         if args.tasks is not None:

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from rl_zoo3.utils import ALGOS, get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,6 +26,7 @@ from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
 from hipi_sb3.experience.whole import remedy_named, whole_file
+from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo.checkpoints import (
     REPLAY_BUFFER,
     ResumableCallback,
@@ -73,7 +75,7 @@ class WholeEvalCallback(EvalCallback):
 
 class TaskExperimentManager(SearchManager):
     """
-    rl_zoo3's ``ExperimentManager`` for environments with a task family; others it treats as rl_zoo3 does.
+    rl_zoo3's ``ExperimentManager`` for environments with a task family and GoalEnvs; others it treats as rl_zoo3 does.
 
     Hyperparameters come from this repository's ``hyperparams/`` where it has a file for the algorithm. Evaluations, during
     training and in a search, run on fixed tasks, and a training ends with a table, its files and a picture.
@@ -103,6 +105,7 @@ class TaskExperimentManager(SearchManager):
                 f"-n must be at least 1 step, not {self.n_timesteps}. Without it the YAML file says how many."
             )
         self.draws_picture = draws_picture
+        self.has_tasks = False
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():
             self.config = str(own_config)
@@ -215,6 +218,7 @@ class TaskExperimentManager(SearchManager):
         with deaf_to_ctrl_c() if is_subproc else nullcontext():
             env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
+        self.has_tasks = self.task_family is not None or is_goal_space(env.observation_space)
         return env
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
@@ -233,11 +237,8 @@ class TaskExperimentManager(SearchManager):
         from_yaml = list(self.callbacks)
         super().create_callbacks()
         created = self.callbacks[len(from_yaml) :]
-        if self.task_family is not None:
-            self.callbacks = from_yaml + [self._on_fixed_tasks(c) if isinstance(c, EvalCallback) else c for c in created]
-        else:
-            # A GoalEnv draws its goals itself: as many episodes as there would be tasks.
-            self.callbacks = from_yaml + [self._whole(c) if isinstance(c, EvalCallback) else c for c in created]
+        evaluating = self._on_fixed_tasks if self.has_tasks else self._whole
+        self.callbacks = from_yaml + [evaluating(c) if isinstance(c, EvalCallback) else c for c in created]
         is_off_policy = issubclass(ALGOS[self.algo], OffPolicyAlgorithm)
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
@@ -257,10 +258,14 @@ class TaskExperimentManager(SearchManager):
             verbose=callback.verbose,
         )
 
+    def _evaluated(self) -> np.ndarray | int:
+        """Tasks of the evaluations; a GoalEnv draws its goals itself, and is told how many."""
+        return self.n_eval_tasks if self.task_family is None else self._tasks(TASK_SEED)
+
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
             callback.eval_env,
-            tasks=self._tasks(TASK_SEED),
+            tasks=self._evaluated(),
             task_seed=TASK_SEED,
             n_eval_episodes=callback.n_eval_episodes,
             callback_on_new_best=callback.callback_on_new_best,
@@ -341,7 +346,7 @@ class TaskExperimentManager(SearchManager):
         normalize = model.get_vec_normalize_env()
         if self.normalize and normalize is not None:
             normalize.save(os.path.join(self.params_path, PICKLED))
-        if self.task_family is not None:
+        if self.has_tasks:
             self.report(model)
         path = Path(self.params_path) / RUN_FILE
         write_yaml(path, {**read_yaml(path), "finished": model.num_timesteps})
@@ -365,7 +370,7 @@ class TaskExperimentManager(SearchManager):
             evaluation = evaluate_tasks(
                 model,
                 env,
-                self._tasks(TASK_SEED),
+                self._evaluated(),
                 self.n_eval_episodes,
                 self.deterministic_eval,
                 seed=TASK_SEED,

@@ -20,6 +20,7 @@ require("rl_zoo3")
 import optuna
 import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hipi_sb3
@@ -210,10 +211,35 @@ def test_normalised_environments_are_evaluated_with_their_statistics(main, tmp_p
     assert capsys.readouterr().out.strip().splitlines()[-1] in output
 
 
-def test_an_environment_without_tasks_is_trained_as_rl_zoo3_does(main, tmp_path):
+def test_an_environment_without_tasks_is_trained_as_rl_zoo3_does(main, tmp_path, capsys):
     output = main("--algo", "sac", "--env", "Pendulum-v1", "-n", 60, *QUICK, "policy:'MlpPolicy'", "--eval-freq", 50)
     assert "task by task" not in output
     assert (tmp_path / "logs/sac/Pendulum-v1_1/best_model.zip").exists()
+    with pytest.raises(SystemExit):
+        enjoy.main(["--algo", "sac", "--env", "Pendulum-v1", "--no-render"])
+    assert "Pendulum-v1 has no tasks: it has no task family, and is no GoalEnv." in capsys.readouterr().err
+    path = tmp_path / "logs/sac/Pendulum-v1_1/Pendulum-v1.zip"  # as that message says
+    assert SAC.load(path, custom_objects=hipi_sb3.saved_models.plain_objects(path)).num_timesteps == 60
+
+
+def test_a_goal_env_is_evaluated_on_the_same_goals_every_time_and_can_be_looked_at(main, tmp_path, capsys):
+    require("gymnasium_robotics")
+    env = ["--env", "FetchReach-v4", "--gym-packages", "gymnasium_robotics", "--eval-tasks", "4"]
+    output = main(*env, "-n", 60, "--eval-freq", 50, "-params", "learning_starts:100", "--seed", 0)
+    assert "hipi_sac on FetchReach-v4 after 60 steps, task by task:" in output
+    run_folder = tmp_path / "logs/hipi_sac/FetchReach-v4_1"
+    report = json.loads((run_folder / "task_evaluation.json").read_text())
+    with np.load(run_folder / "evaluations.npz") as file:
+        assert_array_equal(file["timesteps"], [50, 60])
+        assert_allclose(report["tasks"], file["tasks"], rtol=1e-5)
+        assert_array_equal(np.ravel(report["returns"]), file["results"][-1])
+    enjoy.main([*env, "--no-render"])
+    table = capsys.readouterr().out.strip().splitlines()[-10:]
+    assert table[0].startswith("task") and "\n".join(table) in output
+    for arguments in (["--tasks", "grid"], ["--task", "1", "2", "3"], ["--interactive"]):
+        with pytest.raises(SystemExit):
+            enjoy.main([*env, "--no-render", *arguments])
+        assert "FetchReach-v4 draws its goals itself, and none can be chosen" in capsys.readouterr().err
 
 
 # -- searching --------------------------------------------------------------------------------------------------------
