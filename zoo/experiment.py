@@ -1,5 +1,6 @@
 """One experiment of the launcher: rl_zoo3's manager, with relabeling options and evaluation task by task."""
 
+import argparse
 import inspect
 import io
 import json
@@ -26,8 +27,10 @@ from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
 from hipi_sb3.experience.whole import remedy_named, whole_file
+from hipi_sb3.her_arguments import translate
 from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo.checkpoints import (
+    CHECKPOINTS,
     REPLAY_BUFFER,
     ResumableCallback,
     continued_logger,
@@ -38,7 +41,7 @@ from zoo.checkpoints import (
 )
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
-from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
+from zoo.errors import ConfigurationError, check_counts, check_name, configuration_errors, nearest
 from zoo.normalization import PICKLED, PlainVecNormalize, check_trust, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
@@ -47,8 +50,10 @@ from zoo.search import TASK_SEED, SearchManager
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 
-#: In the run folder: its checkpoints, and, beside config.yml, what else explains it.
-CHECKPOINTS = "checkpoints"
+#: What HerReplayBuffer takes in the place of ``strategy`` and ``relabel_prob``.
+HER_ARGUMENTS = ("goal_selection_strategy", "n_sampled_goal")
+
+#: In the run folder, beside config.yml: what else explains it.
 RUN_FILE = "run.yml"
 
 
@@ -100,6 +105,8 @@ class TaskExperimentManager(SearchManager):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        counts = ("eval_episodes", "n_eval_envs", "n_trials", "max_total_trials", "n_jobs", "n_evaluations")
+        check_counts(self.args, *counts)
         if self.n_timesteps < 1 and self.n_timesteps != -1:  # -1 is rl_zoo3's "as in the YAML file"
             raise ConfigurationError(
                 f"-n must be at least 1 step, not {self.n_timesteps}. Without it the YAML file says how many."
@@ -187,6 +194,13 @@ class TaskExperimentManager(SearchManager):
             given = self.custom_hyperparams or {}  # -params goes before the trial
             changes = {name: value for name, value in changes.items() if name not in given}
             buffer_kwargs |= evaluated(given.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
+        if self.relabel:
+            # HER's arguments say strategy and share of rows in other words: --relabel replaces these one by one, too.
+            her = {name: buffer_kwargs[name] for name in HER_ARGUMENTS if name in buffer_kwargs}
+            others = {name: value for name, value in buffer_kwargs.items() if name not in her}
+            if her:
+                strategy, relabel_prob = translate(her, others.get("strategy"), others.get("relabel_prob"))
+                buffer_kwargs = {**others, "strategy": strategy, "relabel_prob": relabel_prob}
         if self.relabel and self.algo not in KEY_TO_ALGORITHM:
             # The relabeling buffer has to be asked for where it is not the algorithm's own.
             changes["replay_buffer_class"] = "HIPIReplayBuffer"
@@ -291,7 +305,7 @@ class TaskExperimentManager(SearchManager):
             # Stopped again, it goes on to the number of steps that was asked for last.
             run.pop("finished", None)
             longer = ["-n", str(self.args.n_timesteps)]
-            if self.args.n_timesteps > 0 and run["arguments"][-2:] != longer:
+            if self.args.n_timesteps > 0 and given_steps(run["arguments"]) != self.args.n_timesteps:
                 run["arguments"] += longer
         write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
@@ -397,6 +411,21 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
+def given_steps(arguments: list[str]) -> int | None:
+    """
+    Read the number of steps from a command line of ``zoo/train.py``.
+
+    :param arguments: the command line
+    :return: value of the last ``-n``; None if there is none, and very many if it is no number: rl_zoo3's parser says that
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-n", "--n-timesteps", type=int)
+    try:
+        return parser.parse_known_args(arguments)[0].n_timesteps
+    except argparse.ArgumentError:
+        return sys.maxsize
+
+
 def recorded_arguments(run_folder: str, n_timesteps: int | None, trust: bool = False) -> list[str]:
     """
     Read the command line of a run that is to be resumed.
@@ -414,13 +443,11 @@ def recorded_arguments(run_folder: str, n_timesteps: int | None, trust: bool = F
     if not trust:
         check_links(run_folder)
     run = read_yaml(paths[0])
-    if "finished" in run and n_timesteps is None:
-        raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
-    if "finished" in run and n_timesteps is not None and n_timesteps <= run["finished"]:
-        raise ConfigurationError(
-            f"the run in {run_folder!r} is finished, after {run['finished']} steps, and -n {n_timesteps} counts these. For as "
-            f"many more, -n {run['finished'] + n_timesteps}."
-        )
+    if "finished" in run and (n_timesteps is None or n_timesteps <= run["finished"]):
+        remedy = ". To go on, add -n."
+        if n_timesteps is not None:
+            remedy = f", and -n {n_timesteps} counts these. For as many more, -n {run['finished'] + n_timesteps}."
+        raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps{remedy}")
     # Any of them could end as a module to import: rl_zoo3 takes --gym-packages in several spellings.
     if not trust:
         check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)
