@@ -9,10 +9,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks, settable_tasks
+from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.posterior import effective_tasks, mean_effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
+from hipi_sb3.tasks.goal_env import is_goal_space
 
 
 class TaskEvalCallback(EvalCallback):
@@ -24,8 +25,10 @@ class TaskEvalCallback(EvalCallback):
     ``eval/mean_reward``, ``eval/mean_ep_length`` and ``eval/success_rate``, saves ``best_model.zip`` and writes
     ``evaluations.npz`` (see :func:`save_evaluations`).
 
-    :param eval_env: environment with a task family, or a ``VecEnv`` of such
-    :param tasks: tasks, (n_tasks, task_dim); those of :func:`~hipi_sb3.evaluation.evaluation_tasks` if None
+    :param eval_env: environment with a task family, or a ``VecEnv`` of such; or of a GoalEnv, whose goals are those that it
+        draws with this seed
+    :param tasks: tasks, (n_tasks, task_dim), or how many goals of a GoalEnv; those of
+        :func:`~hipi_sb3.evaluation.evaluation_tasks` if None
     :param n_tasks: number of tasks where ``tasks`` is None and the family is not finite
     :param task_seed: seed of the draw of the tasks and of the environment noise
     :param n_eval_episodes: episodes of each task
@@ -35,17 +38,20 @@ class TaskEvalCallback(EvalCallback):
     def __init__(
         self,
         eval_env: gym.Env | VecEnv,
-        tasks: np.ndarray | None = None,
+        tasks: np.ndarray | int | None = None,
         n_tasks: int = 20,
         task_seed: int = 0,
         n_eval_episodes: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_env, n_eval_episodes=n_eval_episodes, **kwargs)
-        family = settable_tasks("TaskEvalCallback", self.eval_env)
-        if tasks is None:
-            tasks = evaluation_tasks(family, n_tasks, task_seed)
-        self.tasks = tasks
+        has_family = self.eval_env.has_attr("task_family")
+        if not has_family and not is_goal_space(self.eval_env.observation_space):
+            raise ValueError("TaskEvalCallback: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+        if tasks is None and has_family:
+            tasks = evaluation_tasks(self.eval_env.get_attr("task_family", indices=[0])[0], n_tasks, task_seed)
+        #: What :func:`~hipi_sb3.evaluation.evaluate_tasks` takes: of a GoalEnv how many.
+        self.tasks: np.ndarray | int = n_tasks if tasks is None else tasks
         self.task_seed = task_seed
         #: One entry an evaluation, at the steps of ``evaluations_timesteps``.
         self.evaluations: list[TaskEvaluation] = []

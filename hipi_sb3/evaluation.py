@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from hipi_sb3.experience.layout import without_task
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.given import check_count, numbers
 from hipi_sb3.tasks.family import TaskFamily, check_is_family
-from hipi_sb3.tasks.goal_env import is_goal_space
+from hipi_sb3.tasks.goal_env import GoalEnvTasks, is_goal_space
+
+#: Longer tasks, such as goals that are images, are numbered in a table.
+MAX_LABEL = 16
 
 
 def evaluation_tasks(family: TaskFamily, n_tasks: int = 20, seed: int = 0) -> np.ndarray:
@@ -107,7 +111,7 @@ class TaskEvaluation:
 def evaluate_tasks(
     model: PolicyPredictor,
     env: gym.Env | VecEnv,
-    tasks: np.ndarray | Sequence[Any],
+    tasks: np.ndarray | Sequence[Any] | int,
     n_episodes: int = 1,
     deterministic: bool = True,
     seed: int | None = None,
@@ -121,34 +125,37 @@ def evaluate_tasks(
     :class:`~hipi_sb3.wrappers.MultiTaskWrapper`, because the automatic reset of a ``VecEnv`` drops ``options``. Several
     environments share the tasks. What ``fix_task`` said before is restored.
 
+    A GoalEnv that is used as it is draws its goals when it is reset, and none can be set: ``tasks`` says how many. One seed
+    gives the same goals each time, whatever the policy does and however many environments share them.
+
     :param model: anything with ``predict``
     :param env: environment with a task family, or a ``VecEnv`` of such; with ``VecNormalize`` the returns are those of the
         environment, not normalised
-    :param tasks: tasks, (n_tasks, task_dim)
-    :param n_episodes: episodes of each task
+    :param tasks: tasks, (n_tasks, task_dim); of a GoalEnv how many goals
+    :param n_episodes: episodes of each task; for a GoalEnv as many times the number of goals, with an episode each
     :param deterministic: whether the policy acts greedily
     :param seed: seed of the environments: whatever the policy does, two evaluations begin each task with the same noise; their
         generators go on if None
     :param record_observations: whether to keep the observations
     :param render: whether to render each step
     :return: the episodes
-    :raises ValueError: when there is no task, ``n_episodes`` is not positive or the environment has no task family
+    :raises ValueError: when there is no task, ``n_episodes`` is not positive or the environment has no task family and is no
+        GoalEnv
     """
     vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
-    family = settable_tasks("evaluate_tasks", vec_env)
     check_count("evaluate_tasks: n_episodes", n_episodes, 1)
-    given = numbers("tasks", tasks)
-    if given.size == 0:
-        raise ValueError(f"evaluate_tasks: needs at least one task and one episode, not 0 and {n_episodes}.")
-    numbers("tasks", given, "n_tasks", "task_dim")
-    tasks = np.stack([family.check_task(task) for task in tasks])
+    tasks, family = _check_tasks(vec_env, tasks)
+    if family is None:
+        # Each episode has a goal of its own, and a seed apart from small ones, with which training begins.
+        tasks, n_episodes = np.repeat(tasks, n_episodes, axis=0), 1
+        seed = None if seed is None else int(np.random.SeedSequence(seed).generate_state(1)[0])
     recorder = _EpisodeRecorder(vec_env, family, record_observations)
-    fixed_before = vec_env.get_attr("fixed_task")
+    fixed_before = [] if family is None else vec_env.get_attr("fixed_task")
     episodes: list[_Episode] = []
     try:
         for start in range(0, len(tasks), vec_env.num_envs):
             group = tasks[start : start + vec_env.num_envs]
-            for i in range(vec_env.num_envs):
+            for i in range(len(fixed_before)):
                 # Environments for which no task is left repeat one; what they do is dropped below.
                 vec_env.env_method("fix_task", group[i % len(group)], indices=[i])
             if seed is not None:
@@ -170,6 +177,8 @@ def evaluate_tasks(
     finally:
         for i, task in enumerate(fixed_before):
             vec_env.env_method("fix_task", task, indices=[i])
+    if family is None:
+        tasks = np.stack([episode.goal for episode in episodes])
     shape = (len(tasks), n_episodes)
     successes = [episode.success for episode in episodes]
     return TaskEvaluation(
@@ -181,23 +190,22 @@ def evaluate_tasks(
     )
 
 
-def settable_tasks(owner: str, env: VecEnv) -> TaskFamily:
-    """
-    The tasks of environments in which they can be set.
-
-    :param owner: what sets them, for the error
-    :param env: environments
-    :return: the tasks
-    :raises ValueError: when there are none, or the environment alone sets them
-    """
+def _check_tasks(env: VecEnv, tasks: Any) -> tuple[np.ndarray, TaskFamily | None]:
+    """Tasks to evaluate and their family; of a GoalEnv so many rows without numbers, and none."""
     if env.has_attr("task_family"):
-        return env.get_attr("task_family", indices=[0])[0]
-    if is_goal_space(env.observation_space):
+        family: TaskFamily = env.get_attr("task_family", indices=[0])[0]
+        if numbers("tasks", tasks).size == 0:
+            raise ValueError("evaluate_tasks: needs at least one task, not 0.")
+        numbers("tasks", tasks, "n_tasks", "task_dim")
+        return np.stack([family.check_task(task) for task in tasks]), family
+    if not is_goal_space(env.observation_space):
+        raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+    if not isinstance(tasks, Integral):
         raise ValueError(
-            f"{owner}: a GoalEnv draws its goals itself, and none can be set. Evaluate it on as many episodes as you want "
-            "goals: env.seed(0), then evaluate_policy of stable-baselines3, or its EvalCallback in training."
+            "evaluate_tasks: a GoalEnv draws its goals itself, and none can be set: pass their number, tasks=20, and a seed."
         )
-    raise ValueError(f"{owner}: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+    check_count("evaluate_tasks: tasks", tasks, 1)
+    return np.empty((int(tasks), 0)), None
 
 
 def save_trajectory_plot(env: VecEnv, evaluation: TaskEvaluation, path: str | Path) -> bool:
@@ -248,7 +256,7 @@ def bootstrap_interval(
 
 def task_labels(tasks: np.ndarray) -> list[str]:
     """
-    Short names of tasks: the numbers, or the position of the one in a one-hot vector.
+    Short names of tasks: the numbers, the position of the one in a one-hot vector, or where they have many numbers, their own.
 
     :param tasks: tasks, (n_tasks, task_dim)
     :return: one label a task
@@ -256,6 +264,8 @@ def task_labels(tasks: np.ndarray) -> list[str]:
     tasks = numbers("tasks", tasks, "n_tasks", "task_dim")
     if tasks.shape[1] > 1 and np.all((tasks == 0) | (tasks == 1)) and np.all(tasks.sum(axis=1) == 1):
         return [f"task {index}" for index in tasks.argmax(axis=1)]
+    if tasks.shape[1] > MAX_LABEL:
+        return [f"task {index}" for index in range(len(tasks))]
     return [", ".join(f"{number:.4g}" for number in task) for task in tasks]
 
 
@@ -266,16 +276,19 @@ class _Episode:
         self.total_reward = 0.0
         self.length = 0
         self.success: bool | None = None
+        self.goal = np.empty(0)
         self.observations: list[Any] = []
 
 
 class _EpisodeRecorder:
     """Callback of ``evaluate_policy`` that keeps the episodes of each environment apart, in order."""
 
-    def __init__(self, env: VecEnv, family: TaskFamily, record_observations: bool) -> None:
+    def __init__(self, env: VecEnv, family: TaskFamily | None, record_observations: bool) -> None:
         self.env = env
         self.vec_normalize = unwrap_vec_normalize(env)
-        self.task_key, self.task_dim = family.task_key, family.task_dim
+        self.draws_goals = family is None
+        self.task_key = GoalEnvTasks.task_key if family is None else family.task_key
+        self.task_dim = 0 if family is None else family.task_dim
         self.record_observations = record_observations
         self.clear()
 
@@ -288,6 +301,8 @@ class _EpisodeRecorder:
         """Take one step of one environment from the variables of ``evaluate_policy``."""
         i, info, done = locals_["i"], locals_["info"], locals_["done"]
         episode = self._running[i]
+        if self.draws_goals and episode.length == 0:
+            episode.goal = np.ravel(self._as_drawn(_row(locals_["observations"], i))[self.task_key])
         rewards = locals_["rewards"] if self.vec_normalize is None else self.vec_normalize.get_original_reward()
         episode.total_reward += float(rewards[i])
         episode.length += 1
@@ -303,9 +318,11 @@ class _EpisodeRecorder:
             self.episodes[i].append(episode)
             self._running[i] = _Episode()
 
+    def _as_drawn(self, obs: Any) -> Any:
+        return obs if self.vec_normalize is None else self.vec_normalize.unnormalize_obs(obs)
+
     def _without_task(self, obs: Any) -> Any:
-        if self.vec_normalize is not None:
-            obs = self.vec_normalize.unnormalize_obs(obs)
+        obs = self._as_drawn(obs)
         return without_task(obs, self.task_key) if isinstance(obs, dict) else obs[: -self.task_dim]
 
 

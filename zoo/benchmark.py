@@ -39,7 +39,7 @@ from zoo.comparison import format_table, summarize, write_atomically
 from zoo.errors import ConfigurationError, check_name, exit_with_error
 from zoo.methods import KEY_TO_METHOD
 from zoo.provenance import commit, describe_run
-from zoo.suites import KEY_TO_SUITE, SUITE_TO_PACKAGE
+from zoo.suites import KEY_TO_SUITE, has_goals, packages_of
 from zoo.warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +131,7 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     """
     suite = args.suite or "point"
     check_name("suite", suite, KEY_TO_SUITE)
-    envs = args.envs.split(",") if args.envs else KEY_TO_SUITE[suite]
+    envs = list(dict.fromkeys(args.envs.split(","))) if args.envs else KEY_TO_SUITE[suite]
     for env in envs:
         for package in packages_of(env):
             try:
@@ -139,7 +139,7 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
             except ImportError as error:
                 raise ConfigurationError(f"{env} needs {package}: pip install {package.replace('_', '-')}") from error
         check_name("environment", env, gym.registry)
-    methods = args.methods.split(",")
+    methods = list(dict.fromkeys(args.methods.split(",")))
     for method in methods:
         check_name("method", method, KEY_TO_METHOD)
         if KEY_TO_METHOD[method].algo == "sac":
@@ -153,17 +153,14 @@ def make_cells(args: argparse.Namespace) -> list[Cell]:
     check_name("engine", args.engine, KEY_TO_ENGINE)
     if args.seeds < 1 or args.jobs < 1:
         raise ConfigurationError(f"--seeds and --jobs must be at least 1, not {args.seeds} and {args.jobs}.")
-    return [Cell(method, env, seed) for seed in range(args.seeds) for env in envs for method in methods]
-
-
-def packages_of(env: str) -> list[str]:
-    """
-    List the packages that register an environment which is not of this repository.
-
-    :param env: id of the environment
-    :return: modules to import
-    """
-    return sorted({package for suite, package in SUITE_TO_PACKAGE.items() if env in KEY_TO_SUITE[suite]})
+    her = [method for method in methods if KEY_TO_METHOD[method].needs_goals]
+    without = [env for env in envs if not has_goals(env)] if her else []
+    if without:
+        print(f"Left out: {', '.join(her)} in {', '.join(without)}, whose tasks are no goals, which HER needs.")
+    pairs = [(env, method) for env in envs for method in methods if not (method in her and env in without)]
+    if not pairs:
+        raise ConfigurationError("no cell is left. Add a method that needs no goals, such as hipi or random.")
+    return [Cell(method, env, seed) for seed in range(args.seeds) for env, method in pairs]
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -251,9 +248,9 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
     command += ["--log-folder", str(run_folder / "logs"), *options]
     # What an earlier try left does not count, whatever the clock says of its age.
     before = set((run_folder / "logs").glob("*/*/evaluations.npz"))
-    start, commit_before = time.perf_counter(), commit()
+    commit_before = commit()
     runs = run_forked if args.engine == "processes" and hasattr(os, "fork") else run_fresh
-    exit_code, cpu_seconds = runs(command, run_folder / "output.txt")
+    exit_code, wall_seconds, cpu_seconds = runs(command, run_folder / "output.txt")
     results = [path for path in (run_folder / "logs").glob("*/*/evaluations.npz") if path not in before]
     if exit_code != 0 or not results:
         last_line = (run_folder / "output.txt").read_text().rstrip().rpartition("\n")[2]
@@ -263,21 +260,22 @@ def run_cell(cell: Cell, folder: Path, args: argparse.Namespace) -> str | None:
         "options": options,
         "evaluations": str(results[-1].relative_to(run_folder)),
         "commit": commit_before,
-        "wall_seconds": time.perf_counter() - start,
+        "wall_seconds": wall_seconds,
         "cpu_seconds": cpu_seconds,
     }
     write_atomically(run_folder / "cell.json", json.dumps(values, indent=1) + "\n")
     return None
 
 
-def run_fresh(command: list[str], output: Path) -> tuple[int, float]:
+def run_fresh(command: list[str], output: Path) -> tuple[int, float, float]:
     """
     Run a command in a new process.
 
     :param command: command
     :param output: file for what it prints
-    :return: exit code, and seconds of processor time
+    :return: exit code, seconds, and seconds of processor time
     """
+    start = time.perf_counter()
     with open(output, "w") as file:
         # In a session of its own: Ctrl-C would end a training early, and it would look finished.
         process = subprocess.Popen(
@@ -291,16 +289,16 @@ def run_fresh(command: list[str], output: Path) -> tuple[int, float]:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         _RUNNING.discard(process)
-    return process.returncode, usage.ru_utime + usage.ru_stime
+    return process.returncode, time.perf_counter() - start, usage.ru_utime + usage.ru_stime
 
 
-def run_forked(command: list[str], output: Path) -> tuple[int, float]:
+def run_forked(command: list[str], output: Path) -> tuple[int, float, float]:
     """
     Run a command of ``zoo/train.py`` in a fork of the process that this thread has warmed.
 
     :param command: command
     :param output: file for what it prints
-    :return: exit code, and seconds of processor time, without those of the imports
+    :return: exit code, seconds, and seconds of processor time, without those of the imports
     """
     if not hasattr(_THREAD, "warm"):
         _THREAD.warm = WarmProcess()
@@ -312,7 +310,7 @@ def run_forked(command: list[str], output: Path) -> tuple[int, float]:
         del _THREAD.warm
         with open(output, "a") as file:
             file.write(f"\n{error}\n")
-        return 1, 0.0
+        return 1, 0.0, 0.0
 
 
 def run_on_ray(cells: list[Cell], folder: Path, args: argparse.Namespace) -> Iterator[tuple[Cell, str | None]]:

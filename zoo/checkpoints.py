@@ -41,6 +41,9 @@ N_KEPT = 2
 
 CHECKSUMS = "checksums.json"
 
+#: In a run folder.
+CHECKPOINTS = "checkpoints"
+
 REPLAY_BUFFER = "replay_buffer"
 
 #: Everything else, as plain values, and their arrays.

@@ -24,8 +24,7 @@ class LauncherBC(HIPIBC):
     dataset_path: ClassVar[str | None] = None
 
     def __init__(self, *args: Any, replay_buffer_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        options = {name: value for name, value in (replay_buffer_kwargs or {}).items() if name != "warmup_updates"}
-        super().__init__(*args, **{**kwargs, **options})
+        super().__init__(*args, **{**kwargs, **(replay_buffer_kwargs or {})})
 
     def learn(self, total_timesteps: int, callback: MaybeCallback = None, *args: Any, **kwargs: Any) -> "LauncherBC":
         """

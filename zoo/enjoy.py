@@ -28,19 +28,21 @@ import gymnasium as gym
 import numpy as np
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS, create_test_env, get_model_path
+from rl_zoo3.utils import ALGOS, create_test_env, get_latest_run_id, get_model_path
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from hipi_sb3 import TaskFamily, pretrained
 from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks, save_trajectory_plot
+from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo import plugin
-from zoo.configuration import StoreExpressions, check_classes, check_links, read_yaml
-from zoo.errors import ConfigurationError, check_name, configuration_errors, exit_with_error
+from zoo.checkpoints import CHECKPOINTS, STATE, read_state
+from zoo.configuration import StoreExpressions, check_classes, check_links, evaluated, read_yaml
+from zoo.errors import ConfigurationError, check_counts, check_name, configuration_errors, exit_with_error
 from zoo.interactive import Stage, make_server
-from zoo.normalization import NORMALIZATION, load_normalization
+from zoo.normalization import NORMALIZATION, PlainVecNormalize, load_normalization, statistics_from_json
 from zoo.search import TASK_SEED
 
 
@@ -66,6 +68,7 @@ def enjoy(args: argparse.Namespace) -> None:
     :raises ConfigurationError: when there is no such run, or a task is none of its environment
     """
     with configuration_errors(args.verbose):
+        check_counts(args, "episodes", "eval_tasks", "n_envs", "fps")
         for module in args.gym_packages:
             importlib.import_module(module)
         check_name("algorithm", args.algo, ALGOS)
@@ -75,9 +78,7 @@ def enjoy(args: argparse.Namespace) -> None:
         if run_folder and not args.trust:
             check_links(run_folder)
         render = not (args.no_render or args.interactive) and args.record is None and has_display()
-        env = make_env(args, run_folder, render)
-        if not env.has_attr("task_family"):
-            raise ConfigurationError(f"{args.env} has no task family; look at its policy with rl_zoo3's enjoy.py.")
+        env = make_env(args, run_folder, render, Path(model_path).parent)
         tasks = chosen_tasks(args, env)
     recorder = None
     if args.record is not None:
@@ -87,7 +88,8 @@ def enjoy(args: argparse.Namespace) -> None:
         model = load_pretrained(args) if args.pretrained else load_model(args, model_path)
     if args.interactive:
         with configuration_errors(args.verbose):
-            stage = Stage(model, env, f"{'Pretrained' if args.pretrained else args.algo} on {args.env}")
+            title = f"{'Pretrained' if args.pretrained else args.algo} on {args.env}"
+            stage = Stage(model, env, title, deterministic=not args.stochastic)
         serve(stage, args.port)
         return
     evaluation = evaluate_tasks(
@@ -104,11 +106,11 @@ def enjoy(args: argparse.Namespace) -> None:
     print(evaluation.table())
     if recorder is not None:
         recorder.save()
-        print(f"\nVideo of {len(tasks) * args.episodes} episodes, {len(recorder.frames)} frames: {recorder.path}")
+        print(f"\nVideo of {evaluation.returns.size} episodes, {len(recorder.frames)} frames: {recorder.path}")
     if args.plot is not None:
         picture = Path(args.plot or Path(run_folder) / "enjoy.png")
         if save_trajectory_plot(env, evaluation, picture):
-            print(f"\nTrajectories to {len(tasks)} tasks: {picture}")
+            print(f"\nTrajectories to {len(evaluation.tasks)} tasks: {picture}")
         else:
             print(f"\nNo picture: {args.env} is not one that can draw trajectories.")
     env.close()
@@ -174,21 +176,37 @@ def find_run(args: argparse.Namespace) -> tuple[str, str]:
     :return: path of the model, folder of the run
     :raises ConfigurationError: when there is none
     """
+    name = EnvironmentName(args.env)
+    if not args.load_best and (args.load_checkpoint is not None or args.load_last_checkpoint):
+        algo_folder = Path(args.folder) / args.algo
+        run_folder = algo_folder / f"{name}_{args.exp_id or get_latest_run_id(str(algo_folder), name)}"
+        return str(find_checkpoint(run_folder, args.load_checkpoint)), str(run_folder)
     try:
-        _, model_path, run_folder = get_model_path(
-            args.exp_id,
-            args.folder,
-            args.algo,
-            EnvironmentName(args.env),
-            args.load_best,
-            args.load_checkpoint,
-            args.load_last_checkpoint,
-        )
+        _, model_path, folder = get_model_path(args.exp_id, args.folder, args.algo, name, args.load_best)
     except (AssertionError, ValueError) as error:
         raise ConfigurationError(
             f"{error}. Train one: python zoo/train.py --algo {args.algo} --env {args.env} -f {args.folder}"
         ) from error
-    return model_path, run_folder
+    return model_path, folder
+
+
+def find_checkpoint(run_folder: Path, steps: int | None) -> Path:
+    """
+    Find a model that was saved on the way: for ``--resume``, or by ``--save-freq``.
+
+    :param run_folder: folder of the run
+    :param steps: after so many steps; the last one if None
+    :return: path of the model
+    :raises ConfigurationError: when there is none
+    """
+    saved = {int(path.stem.split("_")[-2]): path for path in run_folder.glob("rl_model_*_steps.zip")}
+    saved |= {int(path.parent.name): path for path in run_folder.glob(f"{CHECKPOINTS}/[0-9]*/model.zip")}
+    steps = max(saved, default=None) if steps is None else steps
+    if steps not in saved:
+        which = "" if steps is None else f" after {steps} steps"
+        there_are = f"there are some after {', '.join(map(str, sorted(saved)))}" if saved else "there are none"
+        raise ConfigurationError(f"no checkpoint{which} in {run_folder}: {there_are}.")
+    return saved[steps]
 
 
 def load_model(args: argparse.Namespace, model_path: str) -> PolicyPredictor:
@@ -218,13 +236,14 @@ def load_pretrained(args: argparse.Namespace) -> PolicyPredictor:
     return policy
 
 
-def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
+def make_env(args: argparse.Namespace, run_folder: str, render: bool, model_folder: Path) -> VecEnv:
     """
     Make the environment of a run, with the arguments and the normalisation that it was trained with.
 
     :param args: arguments of :func:`make_parser`
     :param run_folder: folder of the run
     :param render: whether to open a window
+    :param model_folder: folder of the model; that of a checkpoint holds the normalisation at that time
     :return: environment
     """
     saved = Path(run_folder) / EnvironmentName(args.env)
@@ -252,7 +271,13 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
         vec_env_cls=ExperimentManager.default_vec_env_cls,
     )
     if hyperparams.get("normalize"):
-        normalized = load_normalization(saved, env, args.trust)
+        normalized: VecNormalize | None
+        if (model_folder / STATE).is_file():
+            settings = evaluated(hyperparams["normalize"], "normalize")
+            normalized = PlainVecNormalize(env, **(settings if isinstance(settings, dict) else {}))
+            statistics_from_json(normalized, read_state(model_folder)["normalize"])
+        else:
+            normalized = load_normalization(saved, env, args.trust)
         if normalized is None:
             raise ConfigurationError(f"the run normalised its observations, but there is no {saved / NORMALIZATION}.")
         env, normalized.training, normalized.norm_reward = normalized, False, False
@@ -260,15 +285,28 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool) -> VecEnv:
     return VecFrameStack(env, n_stack) if n_stack > 0 else env
 
 
-def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray:
+def chosen_tasks(args: argparse.Namespace, env: VecEnv) -> np.ndarray | int:
     """
     Choose the tasks: those of ``--task``, or those that train.py evaluates.
 
     :param args: arguments of :func:`make_parser`
     :param env: environment
-    :return: tasks, (n_tasks, task_dim)
+    :return: tasks, (n_tasks, task_dim); their number where a GoalEnv draws its goals itself
+    :raises ConfigurationError: when the environment has no tasks, or none can be chosen
     :raises ValueError: when a task is none of the environment's
     """
+    if not env.has_attr("task_family"):
+        if not is_goal_space(env.observation_space):
+            raise ConfigurationError(
+                f"{args.env} has no tasks: it has no task family, and is no GoalEnv. Load its policy in Python, such as "
+                "SAC.load(path, custom_objects=hipi_sb3.saved_models.plain_objects(path))."
+            )
+        if args.task is not None or args.tasks is not None or args.interactive:
+            raise ConfigurationError(
+                f"{args.env} draws its goals itself, and none can be chosen: leave out --task, --tasks and --interactive. "
+                "--eval-tasks says how many, and --seed which."
+            )
+        return args.eval_tasks
     family = env.get_attr("task_family", indices=[0])[0]
     if args.task is not None:
         if args.tasks is not None:

@@ -1,5 +1,6 @@
 """Mistakes of the user, answered in one line."""
 
+import argparse
 import difflib
 import inspect
 import re
@@ -58,6 +59,20 @@ def check_name(what: str, name: str, names: Any) -> None:
     """
     if name not in names:
         raise ConfigurationError(f"unknown {what} {name!r}.{nearest(name, names)}")
+
+
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    """
+    Check numbers of the command line that count something.
+
+    :param args: command line
+    :param names: attributes of it; those that are None were not given
+    :raises ConfigurationError: when one is less than 1
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
 
 
 def nearest(name: str, names: Any) -> str:

@@ -1,5 +1,6 @@
 """One experiment of the launcher: rl_zoo3's manager, with relabeling options and evaluation task by task."""
 
+import argparse
 import inspect
 import io
 import json
@@ -26,8 +27,10 @@ from hipi_sb3 import HIPIReplayBuffer
 from hipi_sb3.callbacks import TaskEvalCallback, save_evaluations
 from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, save_trajectory_plot
 from hipi_sb3.experience.whole import remedy_named, whole_file
+from hipi_sb3.her_arguments import ASK_FOR_HER, translate
 from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo.checkpoints import (
+    CHECKPOINTS,
     REPLAY_BUFFER,
     ResumableCallback,
     continued_logger,
@@ -38,7 +41,7 @@ from zoo.checkpoints import (
 )
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
-from zoo.errors import ConfigurationError, check_name, configuration_errors, nearest
+from zoo.errors import ConfigurationError, check_counts, check_name, configuration_errors, nearest
 from zoo.normalization import PICKLED, PlainVecNormalize, check_trust, load_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
@@ -47,8 +50,7 @@ from zoo.search import TASK_SEED, SearchManager
 
 HYPERPARAMS_FOLDER = Path(__file__).resolve().parent.parent / "hyperparams"
 
-#: In the run folder: its checkpoints, and, beside config.yml, what else explains it.
-CHECKPOINTS = "checkpoints"
+#: In the run folder, beside config.yml: what else explains it.
 RUN_FILE = "run.yml"
 
 
@@ -75,7 +77,7 @@ class WholeEvalCallback(EvalCallback):
 
 class TaskExperimentManager(SearchManager):
     """
-    rl_zoo3's ``ExperimentManager`` for environments with a task family; others it treats as rl_zoo3 does.
+    rl_zoo3's ``ExperimentManager`` for environments with a task family and GoalEnvs; others it treats as rl_zoo3 does.
 
     Hyperparameters come from this repository's ``hyperparams/`` where it has a file for the algorithm. Evaluations, during
     training and in a search, run on fixed tasks, and a training ends with a table, its files and a picture.
@@ -100,11 +102,14 @@ class TaskExperimentManager(SearchManager):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        counts = ("eval_episodes", "n_eval_envs", "n_trials", "max_total_trials", "n_jobs", "n_evaluations")
+        check_counts(self.args, *counts)
         if self.n_timesteps < 1 and self.n_timesteps != -1:  # -1 is rl_zoo3's "as in the YAML file"
             raise ConfigurationError(
                 f"-n must be at least 1 step, not {self.n_timesteps}. Without it the YAML file says how many."
             )
         self.draws_picture = draws_picture
+        self.has_tasks = False
         own_config = HYPERPARAMS_FOLDER / f"{self.algo}.yml"
         if kwargs.get("config") is None and own_config.is_file():
             self.config = str(own_config)
@@ -186,6 +191,13 @@ class TaskExperimentManager(SearchManager):
             given = self.custom_hyperparams or {}  # -params goes before the trial
             changes = {name: value for name, value in changes.items() if name not in given}
             buffer_kwargs |= evaluated(given.get("replay_buffer_kwargs"), "replay_buffer_kwargs") or {}
+        if self.relabel:
+            # HER's arguments say strategy and share of rows in other words: --relabel replaces these one by one, too.
+            her = {name: buffer_kwargs[name] for name in ASK_FOR_HER if name in buffer_kwargs}
+            others = {name: value for name, value in buffer_kwargs.items() if name not in her}
+            if her:
+                strategy, relabel_prob = translate(her, others.get("strategy"), others.get("relabel_prob"))
+                buffer_kwargs = {**others, "strategy": strategy, "relabel_prob": relabel_prob}
         if self.relabel and self.algo not in KEY_TO_ALGORITHM:
             # The relabeling buffer has to be asked for where it is not the algorithm's own.
             changes["replay_buffer_class"] = "HIPIReplayBuffer"
@@ -217,6 +229,7 @@ class TaskExperimentManager(SearchManager):
         with deaf_to_ctrl_c() if is_subproc else nullcontext():
             env = super().create_envs(n_envs, eval_env, no_log)
         self.task_family = env.get_attr("task_family", indices=[0])[0] if env.has_attr("task_family") else None
+        self.has_tasks = self.task_family is not None or is_goal_space(env.observation_space)
         return env
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
@@ -238,11 +251,8 @@ class TaskExperimentManager(SearchManager):
         from_yaml = list(self.callbacks)
         super().create_callbacks()
         created = self.callbacks[len(from_yaml) :]
-        if self.task_family is not None:
-            self.callbacks = from_yaml + [self._on_fixed_tasks(c) if isinstance(c, EvalCallback) else c for c in created]
-        else:
-            # A GoalEnv draws its goals itself: as many episodes as there would be tasks.
-            self.callbacks = from_yaml + [self._whole(c) if isinstance(c, EvalCallback) else c for c in created]
+        evaluating = self._on_fixed_tasks if self.has_tasks else self._whole
+        self.callbacks = from_yaml + [evaluating(c) if isinstance(c, EvalCallback) else c for c in created]
         is_off_policy = issubclass(ALGOS[self.algo], OffPolicyAlgorithm)
         if self.checkpoint_freq > 0 and is_off_policy and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / CHECKPOINTS
@@ -262,10 +272,14 @@ class TaskExperimentManager(SearchManager):
             verbose=callback.verbose,
         )
 
+    def _evaluated(self) -> np.ndarray | int:
+        """Tasks of the evaluations; a GoalEnv draws its goals itself, and is told how many."""
+        return self.n_eval_tasks if self.task_family is None else self._tasks(TASK_SEED)
+
     def _on_fixed_tasks(self, callback: EvalCallback) -> TaskEvalCallback:
         return TaskEvalCallback(
             callback.eval_env,
-            tasks=self._tasks(TASK_SEED),
+            tasks=self._evaluated(),
             task_seed=TASK_SEED,
             n_eval_episodes=callback.n_eval_episodes,
             callback_on_new_best=callback.callback_on_new_best,
@@ -291,7 +305,7 @@ class TaskExperimentManager(SearchManager):
             # Stopped again, it goes on to the number of steps that was asked for last.
             run.pop("finished", None)
             longer = ["-n", str(self.args.n_timesteps)]
-            if self.args.n_timesteps > 0 and run["arguments"][-2:] != longer:
+            if self.args.n_timesteps > 0 and given_steps(run["arguments"]) != self.args.n_timesteps:
                 run["arguments"] += longer
         write_yaml(Path(self.params_path) / RUN_FILE, {**run, **({} if self.resume else provenance())})
 
@@ -346,7 +360,7 @@ class TaskExperimentManager(SearchManager):
         normalize = model.get_vec_normalize_env()
         if self.normalize and normalize is not None:
             normalize.save(os.path.join(self.params_path, PICKLED))
-        if self.task_family is not None:
+        if self.has_tasks:
             self.report(model)
         path = Path(self.params_path) / RUN_FILE
         write_yaml(path, {**read_yaml(path), "finished": model.num_timesteps})
@@ -370,7 +384,7 @@ class TaskExperimentManager(SearchManager):
             evaluation = evaluate_tasks(
                 model,
                 env,
-                self._tasks(TASK_SEED),
+                self._evaluated(),
                 self.n_eval_episodes,
                 self.deterministic_eval,
                 seed=TASK_SEED,
@@ -397,6 +411,21 @@ class TaskExperimentManager(SearchManager):
         print(f"Evaluations: {run_folder / 'evaluations.npz'}, {path}")
 
 
+def given_steps(arguments: list[str]) -> int | None:
+    """
+    Read the number of steps from a command line of ``zoo/train.py``.
+
+    :param arguments: the command line
+    :return: value of the last ``-n``; None if there is none, and very many if it is no number: rl_zoo3's parser says that
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-n", "--n-timesteps", type=int)
+    try:
+        return parser.parse_known_args(arguments)[0].n_timesteps
+    except argparse.ArgumentError:
+        return sys.maxsize
+
+
 def recorded_arguments(run_folder: str, n_timesteps: int | None, trust: bool = False) -> list[str]:
     """
     Read the command line of a run that is to be resumed.
@@ -414,13 +443,11 @@ def recorded_arguments(run_folder: str, n_timesteps: int | None, trust: bool = F
     if not trust:
         check_links(run_folder)
     run = read_yaml(paths[0])
-    if "finished" in run and n_timesteps is None:
-        raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps. To go on, add -n.")
-    if "finished" in run and n_timesteps is not None and n_timesteps <= run["finished"]:
-        raise ConfigurationError(
-            f"the run in {run_folder!r} is finished, after {run['finished']} steps, and -n {n_timesteps} counts these. For as "
-            f"many more, -n {run['finished'] + n_timesteps}."
-        )
+    if "finished" in run and (n_timesteps is None or n_timesteps <= run["finished"]):
+        remedy = ". To go on, add -n."
+        if n_timesteps is not None:
+            remedy = f", and -n {n_timesteps} counts these. For as many more, -n {run['finished'] + n_timesteps}."
+        raise ConfigurationError(f"the run in {run_folder!r} is finished, after {run['finished']} steps{remedy}")
     # Any of them could end as a module to import: rl_zoo3 takes --gym-packages in several spellings.
     if not trust:
         check_modules([part for argument in map(str, run["arguments"]) for part in argument.split("=")], run_folder)

@@ -30,11 +30,12 @@ class Stage:
     :param model: anything with ``predict``
     :param env: one environment with a task family and ``render_mode="rgb_array"``
     :param title: what the page says that it shows
+    :param deterministic: whether the policy acts greedily
     :raises ConfigurationError: when it is not one environment in this process, or its task space has no bounds
     """
 
-    def __init__(self, model: PolicyPredictor, env: VecEnv, title: str) -> None:
-        self.model, self.title = model, title
+    def __init__(self, model: PolicyPredictor, env: VecEnv, title: str, deterministic: bool = True) -> None:
+        self.model, self.title, self.deterministic = model, title, deterministic
         inner = env.unwrapped
         if not isinstance(inner, DummyVecEnv) or inner.num_envs != 1:
             raise ConfigurationError("--interactive needs one environment in this process: leave --n-envs at 1.")
@@ -87,7 +88,7 @@ class Stage:
 
     def play(self, task: np.ndarray) -> dict[str, Any]:
         """
-        Run one episode, greedily.
+        Run one episode.
 
         :param task: task, (task_dim,)
         :return: task, number of steps, return, success or None, and pictures as data URLs
@@ -98,7 +99,7 @@ class Stage:
         total, n_steps, done = 0.0, 0, False
         while not done:
             seen = obs if self.normalization is None else self.normalization.normalize_obs(obs)
-            action, _ = self.model.predict(seen, deterministic=True)
+            action, _ = self.model.predict(seen, deterministic=self.deterministic)
             obs, reward, terminated, truncated, info = self.env.step(action)
             frames.append(self.env.render())
             total, n_steps, done = total + float(reward), n_steps + 1, terminated or truncated

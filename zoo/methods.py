@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from hipi_sb3.relabel.strategies import KEY_TO_STRATEGY
+
 
 @dataclass(frozen=True)
 class Method:
@@ -16,6 +18,12 @@ class Method:
     relabel: tuple[str, ...] = ()
     algo: str = "hipi_sac"
     hyperparams: tuple[str, ...] = ()
+
+    @property
+    def needs_goals(self) -> bool:
+        """Whether it relabels with goals only, as HER does."""
+        strategies = [KEY_TO_STRATEGY.get(option.removeprefix("strategy=")) for option in self.relabel]
+        return any(strategy is not None and strategy.needs_goals for strategy in strategies)
 
 
 KEY_TO_METHOD: dict[str, Method] = {

@@ -82,6 +82,9 @@ def read_evaluations(path: Path, methods: str | None = None) -> pd.DataFrame:
         frame = pd.read_csv(path)
     except ValueError as error:  # those of pandas are ValueErrors
         raise ConfigurationError(f"{path} is no CSV file: {' '.join(str(error).split())}") from error
+    for name in ("wall_seconds", "cpu_seconds"):  # results that were gathered elsewhere may not have both
+        if name not in frame:
+            frame[name] = np.nan
     missing = {"method", "env", "seed", "timesteps", "mean_return", "success"} - set(frame)
     if missing or len(frame) == 0:
         raise ConfigurationError(f"{path} has no evaluations{f': no {sorted(missing)[0]}' if missing else ''}.")

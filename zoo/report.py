@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -152,7 +153,8 @@ def table(entries: Sequence[dict[str, Any]], threshold: float) -> str:
         cells = [entry["method"], with_interval(entry, "iqm"), with_interval(entry, "mean"), str(len(entry["final"]))]
         if "area" in entry:
             cells += [with_interval(entry, "area"), *([median_steps(entry)] if of_success else [])]
-            cells += [f"{entry['wall_seconds']:.0f}", f"{entry['cpu_seconds']:.0f}"]
+            seconds = [entry["wall_seconds"], entry["cpu_seconds"]]
+            cells += ["" if np.isnan(value) else f"{value:.0f}" for value in seconds]
         rows.append(row(cells, f' data-method="{html.escape(entry["method"])}"'))
     return f"<p>{metric}{after}</p><table><thead>{row(head, tag='th')}</thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -258,6 +258,7 @@ class SearchManager(ExperimentManager):
             if self.algo in KEY_TO_ALGORITHM:
                 # Updates start at once, which stable-baselines3's HerReplayBuffer cannot do, and the critic is asked at once.
                 hyperparams["learning_starts"] = 0
+            if self.algo in KEY_TO_ALGORITHM and KEY_TO_ALGORITHM[self.algo].has_critic:
                 hyperparams["replay_buffer_kwargs"] = {**(hyperparams.get("replay_buffer_kwargs") or {}), "warmup_updates": 0}
         env = self.create_envs(self.n_envs, no_log=True)
         try:

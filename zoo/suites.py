@@ -1,5 +1,7 @@
 """Environments that methods are compared on, by the name of the suite."""
 
+import gymnasium as gym
+
 #: Environments of a suite.
 KEY_TO_SUITE: dict[str, list[str]] = {
     "point": ["PointFourRooms-v0"],
@@ -40,3 +42,30 @@ SUITE_TO_PACKAGE = {
     "parking": "highway_env",
     "panda-reach": "panda_gym",
 }
+
+
+def packages_of(env: str) -> list[str]:
+    """
+    List the packages that register an environment which is not of this repository.
+
+    :param env: id of the environment
+    :return: modules to import
+    """
+    return sorted({package for suite, package in SUITE_TO_PACKAGE.items() if env in KEY_TO_SUITE[suite]})
+
+
+def has_goals(env: str) -> bool:
+    """
+    Say whether the tasks of an environment are goals, as HER needs them.
+
+    :param env: id of the environment
+    :return: True also of a GoalEnv, and where the environment cannot be made: its cells say why
+    """
+    try:
+        made = gym.make(env)
+    except (ImportError, gym.error.Error):
+        return True
+    try:
+        return not made.has_wrapper_attr("task_family") or made.get_wrapper_attr("task_family").reaches_goals
+    finally:
+        made.close()

@@ -39,11 +39,11 @@ from rl_zoo3.utils import ALGOS
 
 from hipi_sb3.experience.whole import NotWritten
 from zoo import plugin
-from zoo.checkpoints import RunStopped
+from zoo.checkpoints import CHECKPOINTS, RunStopped
 from zoo.cloning import LauncherBC
 from zoo.configuration import StoreExpressions
-from zoo.errors import ConfigurationError, check_name, exit_with_error, mistake_in_command_line, say_last
-from zoo.experiment import CHECKPOINTS, TaskExperimentManager, parse_relabel, recorded_arguments
+from zoo.errors import ConfigurationError, check_counts, check_name, exit_with_error, mistake_in_command_line, say_last
+from zoo.experiment import TaskExperimentManager, given_steps, parse_relabel, recorded_arguments
 from zoo.provenance import command_line
 
 #: Options that say what is learned: a run that goes on has its own.
@@ -142,13 +142,7 @@ def resumed_arguments(run_folder: str, arguments: list[str], trust: bool) -> lis
                 f"--resume goes on with the hyperparameters of the run, and {argument} would change them. Leave it out, or "
                 "start a run of its own with it."
             )
-    steps = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    steps.add_argument("-n", "--n-timesteps", type=int)
-    try:
-        n_timesteps = steps.parse_known_args(arguments)[0].n_timesteps
-    except argparse.ArgumentError:  # rl_zoo3's parser says what is wrong
-        n_timesteps = sys.maxsize
-    return [*recorded_arguments(run_folder, n_timesteps, trust), *arguments]
+    return [*recorded_arguments(run_folder, given_steps(arguments), trust), *arguments]
 
 
 def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,9 +161,7 @@ def check_arguments(args: argparse.Namespace) -> dict[str, Any]:
     check_name("algorithm", args.algo, ALGOS)
     check_name("environment", args.env, gym.registry)
     check_name("search space", args.search_space, ["default", "small"])
-    for name in ("eval_tasks", "heartbeat"):
-        if getattr(args, name) < 1:
-            raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}.")
+    check_counts(args, "eval_tasks", "heartbeat")
     if args.checkpoint_freq < 0:
         raise ConfigurationError(
             f"--checkpoint-freq must not be negative (0: no checkpoints), but it is {args.checkpoint_freq}."

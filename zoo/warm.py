@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -31,13 +32,13 @@ class WarmProcess:
             start_new_session=True,
         )
 
-    def run(self, arguments: list[str], output: Path) -> tuple[int, float]:
+    def run(self, arguments: list[str], output: Path) -> tuple[int, float, float]:
         """
         Run ``train.py`` in this process's working directory.
 
         :param arguments: its command line
         :param output: file for what it prints
-        :return: exit code, negative for a signal, and seconds of processor time
+        :return: exit code, negative for a signal, seconds since the fork, and seconds of processor time
         :raises RuntimeError: when the process that forks it has ended
         """
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -49,8 +50,8 @@ class WarmProcess:
             answer = ""
         if not answer:
             raise RuntimeError(f"The process that runs are forked from has ended, with exit code {self._process.wait()}.")
-        exit_code, cpu_seconds = json.loads(answer)
-        return exit_code, cpu_seconds
+        exit_code, wall_seconds, cpu_seconds = json.loads(answer)
+        return exit_code, wall_seconds, cpu_seconds
 
     def close(self) -> None:
         """End the process, which waits for its next command."""
@@ -79,6 +80,7 @@ def serve() -> None:
     gc.freeze()  # what is there stays shared with the runs
     for command in commands:
         arguments, output, folder = json.loads(command)
+        start = time.perf_counter()
         process = os.fork()
         if process == 0:
             os.chdir(folder)
@@ -92,7 +94,8 @@ def serve() -> None:
             train.main(arguments)
             sys.exit()
         _, status, usage = os.wait4(process, 0)
-        answers.write(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime]) + "\n")
+        seconds = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+        answers.write(json.dumps([os.waitstatus_to_exitcode(status), *seconds]) + "\n")
         answers.flush()
 
 

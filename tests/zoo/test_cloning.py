@@ -69,6 +69,12 @@ def test_the_launcher_collects_and_clones(main: Callable[..., str], tmp_path: Pa
     assert type(model.labeler.strategy).__name__ == "FinalGoal"
 
 
+def test_an_option_that_cloning_has_not_is_refused(main: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("-n", 50, "--relabel", "warmup_updates=5", *QUICK)
+    assert "has no parameter 'warmup_updates'" in capsys.readouterr().err
+
+
 def test_the_launcher_clones_a_data_set(main: Callable[..., str], dataset: Path, tmp_path: Path) -> None:
     output = main("-n", 30, "--eval-freq", 20, "--dataset", dataset, *QUICK)
     assert "hipi_bc on PointFourRooms-v0 after 30 steps, task by task:" in output

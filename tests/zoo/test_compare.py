@@ -23,7 +23,7 @@ require("rl_zoo3")
 require("rliable")
 
 from hipi_sb3 import HIPISAC, GoalReaching, LinearReward
-from zoo import benchmark, enjoy, plots, report
+from zoo import benchmark, enjoy, plots, report, suites
 from zoo.comparison import area_under, format_table, steps_to, summarize
 from zoo.methods import KEY_TO_METHOD, Method
 from zoo.warm import WarmProcess
@@ -153,7 +153,10 @@ def test_runs_forked_one_after_another_learn_what_a_fresh_one_learns(tmp_path):
 def test_a_process_that_runs_are_forked_from_says_what_became_of_them(tmp_path):
     warm = WarmProcess()
     try:
-        assert warm.run(["--env", "NoSuchEnv-v0"], tmp_path / "output.txt")[0] == 2
+        start = time.perf_counter()
+        exit_code, wall_seconds, _ = warm.run(["--env", "NoSuchEnv-v0"], tmp_path / "output.txt")
+        # The imports, which take seconds, are no part of the run.
+        assert exit_code == 2 and 0 < wall_seconds < 0.5 * (time.perf_counter() - start)
         assert "unknown environment 'NoSuchEnv-v0'" in (tmp_path / "output.txt").read_text()
         assert warm.run(["--help"], tmp_path / "help.txt")[0] == 0
     finally:
@@ -205,16 +208,42 @@ def test_two_jobs_take_at_most_three_fifths_of_the_time(tmp_path):
             "her_sb3 is stable-baselines3's own HerReplayBuffer, for which hyperparams/sac.yml has no entry of "
             "PointFourRooms-v0, PointFixedGoals-v0. Use her_future, which is HER in HIPI's buffer.",
         ),
+        (
+            ["--methods", "her_future", "--envs", "PointFixedGoals-v0"],
+            "no cell is left. Add a method that needs no goals, such as hipi or random.",
+        ),
         (["--suite", "goalenv"], "FetchReach-v4 needs no_such_package: pip install no-such-package"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, arguments, message):
-    monkeypatch.setitem(benchmark.SUITE_TO_PACKAGE, "goalenv", "no_such_package")
-    monkeypatch.delitem(benchmark.SUITE_TO_PACKAGE, "fetch-reach")
+    monkeypatch.setitem(suites.SUITE_TO_PACKAGE, "goalenv", "no_such_package")
+    monkeypatch.delitem(suites.SUITE_TO_PACKAGE, "fetch-reach")
     with pytest.raises(SystemExit) as exit_info:
         benchmark.main([*arguments, "--folder", str(tmp_path)])
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == f"benchmark.py: error: {message}\n"
+
+
+def test_a_name_that_is_given_twice_is_one_cell():
+    given = ["--envs", "PointFourRooms-v0,PointFourRooms-v0", "--methods", "none,hipi,none", "--seeds", "1"]
+    cells = benchmark.make_cells(benchmark.make_parser().parse_args(given))
+    assert [cell.name for cell in cells] == ["PointFourRooms-v0/none/seed0", "PointFourRooms-v0/hipi/seed0"]
+
+
+def test_her_is_left_out_where_tasks_are_no_goals(capsys):
+    given = ["--envs", "PointMassLinear-v0,PointFourRooms-v0", "--methods", "her_future,her_final,hipi", "--seeds", "1"]
+    cells = benchmark.make_cells(benchmark.make_parser().parse_args(given))
+    assert [(cell.env, cell.method) for cell in cells] == [
+        ("PointMassLinear-v0", "hipi"),
+        *(("PointFourRooms-v0", method) for method in ("her_future", "her_final", "hipi")),
+    ]
+    said = "Left out: her_future, her_final in PointMassLinear-v0, whose tasks are no goals, which HER needs."
+    assert said in capsys.readouterr().out
+
+
+def test_a_goal_env_has_goals():
+    require("gymnasium_robotics")
+    assert suites.has_goals("FetchReach-v4")
 
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------------
@@ -400,6 +429,12 @@ def test_the_report_opens_in_a_browser_and_its_filters_work(page, tmp_path):
 def test_a_filtered_view_is_a_link(page, tmp_path):
     state, problems = look(page, tmp_path, SHOWN + "return state();", "#env=B&method=none")
     assert problems == [] and (state["a"], state["b"], state["rows"]) == (1, 0, 0)
+
+
+def test_results_without_seconds_are_reported(tmp_path):
+    made_up().drop(columns="wall_seconds").to_csv(tmp_path / "evaluations.csv", index=False)
+    report.main(["--folder", str(tmp_path), "--out", str(tmp_path / "report.html")])
+    assert "<td></td><td>9</td></tr>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("main", [plots.main, report.main])

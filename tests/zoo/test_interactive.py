@@ -14,6 +14,7 @@ require("rl_zoo3")
 from stable_baselines3.common.env_util import make_vec_env
 from test_site import FRAME
 
+from zoo import enjoy
 from zoo.errors import ConfigurationError
 from zoo.interactive import Stage
 
@@ -76,6 +77,27 @@ def test_long_episodes_are_shown_with_fewer_pictures(monkeypatch):
 def test_a_wish_that_cannot_be_is_answered_in_words(wish):
     status, found = post(stage_of("PointFourRooms-v0"), wish)
     assert status == 400 and found["error"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_policy_acts_as_it_is_asked_to(deterministic):
+    class Asked(Straight):
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            asked.add(deterministic)
+            return super().predict(observation)
+
+    asked = set()
+    env = make_vec_env("PointFourRooms-v0", n_envs=1, env_kwargs={"render_mode": "rgb_array"})
+    Stage(Asked(None), env, "asked", deterministic).play(np.array([5.0, 5.0]))
+    assert asked == {deterministic}
+
+
+def test_the_page_of_a_stochastic_policy_is_stochastic(monkeypatch):
+    stages = []
+    monkeypatch.setattr(enjoy, "serve", lambda stage, port: stages.append(stage))
+    for arguments in ([], ["--stochastic"]):
+        enjoy.main(["--pretrained", "--env", "PointFourRooms-v0", "--interactive", *arguments])
+    assert [stage.deterministic for stage in stages] == [True, False]
 
 
 def test_many_environments_are_refused():

@@ -256,7 +256,7 @@ def test_a_cell_of_a_benchmark_takes_the_evaluations_of_its_own_try(tmp_path, mo
         path = logs / "PointFixedGoals-v0_1_new/evaluations.npz"
         path.write_bytes(b"of this one")
         os.utime(path, (0, 0))
-        return 0, 1.0
+        return 0, 1.0, 1.0
 
     monkeypatch.setattr(benchmark, "run_forked", run)
     numbers = {"eval_freq": 10, "eval_tasks": 2, "eval_envs": 1, "n_timesteps": 20}

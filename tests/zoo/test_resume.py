@@ -413,3 +413,16 @@ def test_mistakes_with_resume_are_one_line(main, uninterrupted, capsys):
     run = yaml.safe_load((uninterrupted / "SlowWalk-v0" / "run.yml").read_text())
     assert run["arguments"][-2:] == ["-n", "280"] and run["finished"] == 280  # stopped on its way, it goes on to these
     assert "hipi_sac on SlowWalk-v0 after 320 steps" in main("--resume", uninterrupted, "-n", 320, "--save-freq", 10, "-P")
+    run = yaml.safe_load((uninterrupted / "SlowWalk-v0" / "run.yml").read_text())
+    assert run["arguments"].count("-n") == 3
+
+
+def test_the_steps_of_a_resumed_run_are_recorded_once(main, tmp_path):
+    main("-n", 60, "--eval-tasks", 2, "--eval-freq", -1, "--seed", 0, "--no-picture", "-params", "learning_starts:100")
+    folder = tmp_path / "logs/hipi_sac/PointFourRooms-v0_1"
+    path = folder / "PointFourRooms-v0/run.yml"
+    run = yaml.safe_load(path.read_text())
+    del run["finished"]  # as if it had been killed before
+    path.write_text(yaml.safe_dump(run))
+    main("--resume", folder, "-n", 60)
+    assert yaml.safe_load(path.read_text())["arguments"] == run["arguments"]

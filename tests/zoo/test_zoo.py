@@ -20,12 +20,14 @@ require("rl_zoo3")
 import optuna
 import rl_zoo3.train
 from rl_zoo3.utils import ALGOS
+from stable_baselines3 import SAC
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hipi_sb3
 from hipi_sb3 import CallableTasks, HIPIReplayBuffer, MultiTaskWrapper
 from hipi_sb3.evaluation import evaluation_tasks
 from zoo import enjoy, experiment, plugin
+from zoo.checkpoints import checkpoints
 from zoo.experiment import TaskExperimentManager, parse_relabel
 from zoo.options import ALGORITHMS, RELABEL_OPTIONS, print_help
 from zoo.suites import KEY_TO_SUITE, SUITE_TO_PACKAGE
@@ -71,6 +73,7 @@ def trained(tmp_path_factory):
     """A short training, from the command line: folder, what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     arguments = ["--algo", "hipi_sac", "--env", "PointFourRooms-v0", "-n", 160, "--eval-freq", 100, "--eval-tasks", 3, "-P"]
+    arguments += ["--checkpoint-freq", 60]
     return folder, run("train.py", *arguments, "--seed", 1, *QUICK, cwd=folder).stdout
 
 
@@ -127,6 +130,13 @@ def test_enjoy_repeats_the_evaluation_of_the_training(trained, monkeypatch, caps
     [
         (["--task", "20", "300"], "task [20.0, 300.0] is outside the task space"),
         (["--task", "20"], "a task has shape (2,), but [20.0] has shape (1,)"),
+        (["--episodes", "0"], "enjoy.py: error: --episodes must be at least 1, not 0."),
+        (["--eval-tasks", "-1"], "enjoy.py: error: --eval-tasks must be at least 1, not -1."),
+        (
+            ["--load-checkpoint", "7"],
+            "no checkpoint after 7 steps in logs/hipi_sac/PointFourRooms-v0_1: there are some after ",
+        ),
+        (["--load-last-checkpoint", "--exp-id", "7"], "no checkpoint in logs/hipi_sac/PointFourRooms-v0_7: there are none."),
         (["--exp-id", "7"], "PointFourRooms-v0_7 folder was not found. Train one: python zoo/train.py"),
         (["--algo", "hipi_sca"], "unknown algorithm 'hipi_sca'. Did you mean 'hipi_sac'?"),
         (["--env", "PointFourRoms-v0"], "unknown environment 'PointFourRoms-v0'. Did you mean 'PointFourRooms-v0'?"),
@@ -164,6 +174,26 @@ def test_a_baseline_is_one_option_through_the_same_buffer(main, tmp_path):
     config = read_config(tmp_path / "logs/sac/PointFourRooms-v0_1/PointFourRooms-v0")
     assert config["replay_buffer_class"] == "HIPIReplayBuffer"
     assert config["replay_buffer_kwargs"] == {"strategy": "none"}
+
+
+def test_hers_arguments_in_the_yaml_file_are_replaced_one_by_one_too(main, tmp_path):
+    path = tmp_path / "her.yml"
+    her = "dict(goal_selection_strategy='final', n_sampled_goal=4, copy_info_dict=False)"
+    path.write_text(
+        "default:\n  n_timesteps: 40\n  policy: MultiInputPolicy\n  learning_starts: 20\n"
+        f"  replay_buffer_class: HerReplayBuffer\n  replay_buffer_kwargs: {her}\n"
+    )
+    few = ["--algo", "sac", "-conf", path, "--eval-tasks", 2, "--no-picture"]
+    for number, (given, expected) in enumerate(
+        [
+            (["strategy=future"], {"strategy": "future", "relabel_prob": 0.8}),
+            (["relabel_prob=0.5", "n_steps=2"], {"strategy": "final", "relabel_prob": 0.5, "n_steps": 2}),
+        ]
+    ):
+        main(*few, "--relabel", *given)
+        config = read_config(tmp_path / f"logs/sac/PointFourRooms-v0_{number + 1}/PointFourRooms-v0")
+        assert config["replay_buffer_class"] == "HIPIReplayBuffer"
+        assert config["replay_buffer_kwargs"] == {"copy_info_dict": False, **expected}
 
 
 def read_config(folder):
@@ -210,10 +240,52 @@ def test_normalised_environments_are_evaluated_with_their_statistics(main, tmp_p
     assert capsys.readouterr().out.strip().splitlines()[-1] in output
 
 
-def test_an_environment_without_tasks_is_trained_as_rl_zoo3_does(main, tmp_path):
+def test_a_checkpoint_is_looked_at_with_its_normalisation(main, tmp_path, capsys):
+    few = ["--eval-tasks", 2, "--checkpoint-freq", 40, "--eval-freq", 75, "-n", 160, "--no-picture", "--seed", 0]
+    main(*few, *QUICK, "normalize:True")
+    run_folder = tmp_path / "logs/hipi_sac/PointFourRooms-v0_1"
+    steps = [path.name for path in checkpoints(run_folder / "checkpoints")]
+    assert steps == ["75", "150"]
+    (run_folder / "PointFourRooms-v0.zip").unlink()  # as after kill -9
+    (run_folder / "PointFourRooms-v0/vecnormalize.json").unlink()
+    tables = []
+    for arguments in (["--load-checkpoint", "75"], ["--load-checkpoint", "150"], ["--load-last-checkpoint"]):
+        enjoy.main(["--no-render", "--eval-tasks", "2", *arguments])
+        output = capsys.readouterr().out
+        assert f"Loading logs/hipi_sac/PointFourRooms-v0_1/checkpoints/{arguments[1] if arguments[1:] else 150}/" in output
+        tables.append(output.splitlines()[-5:])
+    assert tables[1] == tables[2]
+
+
+def test_an_environment_without_tasks_is_trained_as_rl_zoo3_does(main, tmp_path, capsys):
     output = main("--algo", "sac", "--env", "Pendulum-v1", "-n", 60, *QUICK, "policy:'MlpPolicy'", "--eval-freq", 50)
     assert "task by task" not in output
     assert (tmp_path / "logs/sac/Pendulum-v1_1/best_model.zip").exists()
+    with pytest.raises(SystemExit):
+        enjoy.main(["--algo", "sac", "--env", "Pendulum-v1", "--no-render"])
+    assert "Pendulum-v1 has no tasks: it has no task family, and is no GoalEnv." in capsys.readouterr().err
+    path = tmp_path / "logs/sac/Pendulum-v1_1/Pendulum-v1.zip"  # as that message says
+    assert SAC.load(path, custom_objects=hipi_sb3.saved_models.plain_objects(path)).num_timesteps == 60
+
+
+def test_a_goal_env_is_evaluated_on_the_same_goals_every_time_and_can_be_looked_at(main, tmp_path, capsys):
+    require("gymnasium_robotics")
+    env = ["--env", "FetchReach-v4", "--gym-packages", "gymnasium_robotics", "--eval-tasks", "4"]
+    output = main(*env, "-n", 60, "--eval-freq", 50, "-params", "learning_starts:100", "--seed", 0)
+    assert "hipi_sac on FetchReach-v4 after 60 steps, task by task:" in output
+    run_folder = tmp_path / "logs/hipi_sac/FetchReach-v4_1"
+    report = json.loads((run_folder / "task_evaluation.json").read_text())
+    with np.load(run_folder / "evaluations.npz") as file:
+        assert_array_equal(file["timesteps"], [50, 60])
+        assert_allclose(report["tasks"], file["tasks"], rtol=1e-5)
+        assert_array_equal(np.ravel(report["returns"]), file["results"][-1])
+    enjoy.main([*env, "--no-render"])
+    table = capsys.readouterr().out.strip().splitlines()[-10:]
+    assert table[0].startswith("task") and "\n".join(table) in output
+    for arguments in (["--tasks", "grid"], ["--task", "1", "2", "3"], ["--interactive"]):
+        with pytest.raises(SystemExit):
+            enjoy.main([*env, "--no-render", *arguments])
+        assert "FetchReach-v4 draws its goals itself, and none can be chosen" in capsys.readouterr().err
 
 
 # -- searching --------------------------------------------------------------------------------------------------------
@@ -338,6 +410,11 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(tmp_path):
         (["-params", "learning_rate=0.1"], "Write options as key:value"),
         (["-conf", "missing.yml"], "No such file or directory: 'missing.yml'"),
         (["--eval-tasks", "0"], "--eval-tasks must be at least 1, not 0."),
+        (["--eval-episodes", "0"], "--eval-episodes must be at least 1, not 0."),
+        (["--n-eval-envs", "0"], "--n-eval-envs must be at least 1, not 0."),
+        (["-optimize", "--n-trials", "0"], "--n-trials must be at least 1, not 0."),
+        (["-optimize", "--max-total-trials", "0"], "--max-total-trials must be at least 1, not 0."),
+        (["-optimize", "--n-evaluations", "0"], "--n-evaluations must be at least 1, not 0."),
         (["-n", "-5"], "-n must be at least 1 step, not -5. Without it the YAML file says how many."),
         (["-n", "0"], "-n must be at least 1 step, not 0."),
         (["--relabel", "n_steps=five"], "n_steps must be a whole number, at least 1, not 'five'."),
