@@ -12,7 +12,7 @@ from hipi_sb3.evaluation import evaluate_tasks, evaluation_tasks
 
 pytestmark = pytest.mark.expensive
 
-#: As in hyperparams/hipi_sac.yml for PointFourRooms-v0.
+#: As in hyperparams/hipi_sac.yml for PointFixedGoals-v0.
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "batch_size": 64,
