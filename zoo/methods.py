@@ -51,9 +51,6 @@ KEY_TO_METHOD: dict[str, Method] = {
     "random_n5": Method(("strategy=random", "n_steps=5")),
     "her_future_n5": Method(("strategy=future", "n_steps=5")),
     "hipi_n1": Method(("n_steps=1",)),
-    # Two updates a step, for both.
-    "hipi_g2": Method(hyperparams=("gradient_steps:2",)),
-    "her_future_n5_g2": Method(("strategy=future", "n_steps=5"), hyperparams=("gradient_steps:2",)),
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
     "hipi_p08": Method(("relabel_prob=0.8",)),
     "her_future_p08": Method(("strategy=future", "relabel_prob=0.8")),
