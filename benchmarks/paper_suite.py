@@ -7,9 +7,9 @@
 Cells that ``benchmarks/results/paper_suite.csv`` or the folder of the runs has are not run again: where the defaults have
 changed, delete their rows, and give another ``--folder``.
 Every method learns with the same settings of SAC (``hyperparams/hipi_sac.yml``) and is evaluated greedily on 50 tasks; where
-tasks are goals or end, ``..._plain`` has the networks of stable-baselines3 and one update a step instead. Options were chosen
-on seeds from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where there are goals,
-random labels elsewhere, plain), the same with windows of five steps by HIPI's settings, and HIPI by its defaults.
+these are not stable-baselines3's, ``..._plain`` has its networks and one update a step instead. Options were chosen on seeds
+from 100 on, results are of seeds 0 to 4. What a table compares is *today* (HER's future goals where there are goals, random
+labels elsewhere, plain), the same with windows of five steps by HIPI's settings, and HIPI by its defaults.
 """
 
 import argparse
@@ -49,8 +49,8 @@ OTHER_TASKS = (
     "HalfCheetahMix-v0",
     "AntDirection-v0",
 )
-#: Where tasks are goals or end: there the settings are not those of stable-baselines3.
-OTHER_SETTINGS = (*GOAL_TASKS, "ReacherDiscrete-v0")
+#: Where the settings are not those of stable-baselines3.
+OTHER_SETTINGS = (*GOAL_TASKS, "ReacherDiscrete-v0", "PointMassLinear-v0")
 #: Run first, all seeds of them, ...
 METHODS = ("hipi", "her_future_plain", "random_plain", "random", "random_n5", "her_future", "her_future_n5")
 #: ... and afterwards these.

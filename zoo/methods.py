@@ -83,7 +83,8 @@ KEY_TO_METHOD: dict[str, Method] = {
 }
 #: The same with plain networks and one update a step, where an environment's settings have others.
 _AS_IN_SB3 = ("gradient_steps:1", "policy_kwargs:dict(net_arch=[128, 128])")
+_RELABELING = ("none", "random", "random_commanded", "random_n5", "her_future", "her_future_n5")
 KEY_TO_METHOD |= {
     f"{name}_plain": replace(KEY_TO_METHOD[name], hyperparams=_AS_IN_SB3)
-    for name in ("none", "random", "random_n5", "her_future", "her_future_n5", "hipi", "hipi_posterior", "hipi_prior")
+    for name in (*_RELABELING, "hipi", "hipi_posterior", "hipi_prior")
 }
