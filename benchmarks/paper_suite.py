@@ -178,18 +178,24 @@ def compare(frame: pd.DataFrame) -> dict[str, Any]:
 def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     """
     Over all tasks: the normalised area under the curve (0 is a task's worst method, 1 its best) as interquartile mean,
-    and how probably HIPI improves on what there is, both with 95 % bootstrap intervals (rliable, arXiv 2108.13264).
+    and how probably HIPI improves on what there is, both with 95 % bootstrap intervals (rliable, arXiv 2108.13264). A method
+    that has a single seed in common with HIPI somewhere is left out: there would be no intervals.
 
     :param frame: evaluations
     :return: by method
     """
     from rliable import library, metrics
 
-    columns: dict[str, list[np.ndarray]] = {"today": [], "windows of 5": [], "hipi": []}
+    seeds = frame.groupby(["env", "method"])["seed"].agg(set)
+    asked = {"today": today_in, "windows of 5": windows_in, "hipi": lambda env: "hipi"}
+    for name, key_in in list(asked.items()):
+        both = [seeds[env, key_in(env)] & seeds[env, "hipi"] for env in frame["env"].unique() if (env, key_in(env)) in seeds]
+        if min(map(len, both)) < 2:
+            del asked[name]
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in asked}
     for env, of_env in frame.groupby("env", sort=False):
         _, curves = curves_of(of_env)
-        today = today_in(env)
-        keys = {"today": today, "windows of 5": windows_in(env), "hipi": "hipi"}
+        keys = {name: key_in(env) for name, key_in in asked.items()}
         if not all(key in curves for key in keys.values()):
             continue
         common = sorted(set.intersection(*(set(curves[key].index) for key in keys.values())))
@@ -239,7 +245,7 @@ def as_markdown(tasks: dict[str, Any]) -> str:
             entry = methods.get(method)
             if entry is None:
                 return ""
-            of = "" if entry["seeds"] == methods["hipi"]["seeds"] else f" ({entry['seeds']} seeds)"
+            of = "" if entry["seeds"] == methods["hipi"]["seeds"] else f" ({entry['seeds']} seed{'s' * (entry['seeds'] > 1)})"
             return f"{entry['area']:.{digits}f} / {entry['final']:.{digits}f}{of}"
 
         def minus(method: str, methods: Any = methods, digits: int = digits) -> str:

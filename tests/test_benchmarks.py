@@ -201,6 +201,10 @@ def test_the_paper_suite_compares_on_the_seeds_that_both_methods_have():
     assert over_all["n_seeds"] == 2
     assert over_all["normalised_area"]["windows of 5"][0] == pytest.approx(0.0)
     assert over_all["normalised_area"]["hipi"][0] == pytest.approx(1.0)
+    # With one seed of them there are no intervals.
+    few = frame[(frame["method"] != "random_n5") | (frame["seed"] == 0)]
+    over_all = paper_suite.aggregate(few)
+    assert over_all["n_seeds"] == 3 and set(over_all["normalised_area"]) == {"today", "hipi"}
 
 
 def test_the_labels_of_the_suite_are_those_of_the_last_policy(tmp_path, monkeypatch, capsys):
