@@ -47,12 +47,12 @@ KEY_TO_ALGORITHM: dict[str, Algorithm] = {
     "hipi_sac": Algorithm(hipi_sb3.HIPISAC, base="sac", has_alpha=True),
     "hipi_td3": Algorithm(hipi_sb3.HIPITD3, base="td3"),
     "hipi_ddpg": Algorithm(hipi_sb3.HIPIDDPG, base="ddpg"),
-    # rl_zoo3 samples how many updates a step these two make
+    # rl_zoo3 samples how many updates a step this and QR-DQN make
     "hipi_dqn": Algorithm(hipi_sb3.HIPIDQN, base="dqn", lacks=("updates_per_step",)),
-    "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn", lacks=("updates_per_step",)),
     "hipi_tqc": Algorithm(hipi_sb3.HIPITQC, base="tqc", has_alpha=True),
     # CrossQ has no target networks, and a normalisation of its own
     "hipi_crossq": Algorithm(hipi_sb3.HIPICrossQ, base="sac", has_alpha=True, lacks=("tau", "layer_norm")),
+    "hipi_qrdqn": Algorithm(hipi_sb3.HIPIQRDQN, base="qrdqn", lacks=("updates_per_step",)),
     "hipi_bc": Algorithm(LauncherBC, base="bc", has_critic=False, lacks=("layer_norm", "updates_per_step")),
 }
 
