@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measuring import interval_of_difference  # noqa: E402
 from zoo import benchmark  # noqa: E402
 from zoo.comparison import area_under, curves_of, write_atomically  # noqa: E402
+from zoo.methods import KEY_TO_METHOD  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -55,7 +56,6 @@ OTHER_SETTINGS = (*GOAL_TASKS, "ReacherDiscrete-v0", "PointMassLinear-v0")
 METHODS = ("hipi", "her_future_plain", "random_plain", "random", "random_n5", "her_future", "her_future_n5")
 #: ... and afterwards these.
 MORE_METHODS = ("none", "max_reward", "air", "hipi_released")
-NEEDS_GOALS = ("her_future", "her_future_n5")
 
 N_TIMESTEPS, EVAL_FREQ = 15_000, 1500
 
@@ -73,8 +73,8 @@ def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
 
 def applies(method: str, env: str) -> bool:
     """Whether a method is one of its own in an environment."""
-    plain = method.removesuffix("_plain")
-    return (env in GOAL_TASKS or plain not in NEEDS_GOALS) and (env in OTHER_SETTINGS or plain == method)
+    has_goals = env in GOAL_TASKS or not KEY_TO_METHOD[method].needs_goals
+    return has_goals and (env in OTHER_SETTINGS or not method.endswith("_plain"))
 
 
 def run(seeds: int, jobs: int, folder: pathlib.Path, methods: tuple[str, ...] | None) -> None:

@@ -9,11 +9,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from hipi_sb3.buffers import HIPIReplayBuffer
-from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks
+from hipi_sb3.evaluation import TaskEvaluation, evaluate_tasks, evaluation_tasks, family_to_evaluate
 from hipi_sb3.experience.whole import whole_file
 from hipi_sb3.relabel.posterior import effective_tasks, mean_effective_tasks
 from hipi_sb3.tasks.family import TaskFamily
-from hipi_sb3.tasks.goal_env import is_goal_space
 
 
 class TaskEvalCallback(EvalCallback):
@@ -45,11 +44,9 @@ class TaskEvalCallback(EvalCallback):
         **kwargs: Any,
     ) -> None:
         super().__init__(eval_env, n_eval_episodes=n_eval_episodes, **kwargs)
-        has_family = self.eval_env.has_attr("task_family")
-        if not has_family and not is_goal_space(self.eval_env.observation_space):
-            raise ValueError("TaskEvalCallback: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
-        if tasks is None and has_family:
-            tasks = evaluation_tasks(self.eval_env.get_attr("task_family", indices=[0])[0], n_tasks, task_seed)
+        family = family_to_evaluate("TaskEvalCallback", self.eval_env)
+        if tasks is None and family is not None:
+            tasks = evaluation_tasks(family, n_tasks, task_seed)
         #: What :func:`~hipi_sb3.evaluation.evaluate_tasks` takes: of a GoalEnv how many.
         self.tasks: np.ndarray | int = n_tasks if tasks is None else tasks
         self.task_seed = task_seed

@@ -190,16 +190,30 @@ def evaluate_tasks(
     )
 
 
+def family_to_evaluate(owner: str, env: VecEnv) -> TaskFamily | None:
+    """
+    The tasks of environments that are evaluated.
+
+    :param owner: what evaluates, for the error
+    :param env: environments
+    :return: the tasks; None of a GoalEnv that is used as it is
+    :raises ValueError: when there are none
+    """
+    if env.has_attr("task_family"):
+        return env.get_attr("task_family", indices=[0])[0]
+    if not is_goal_space(env.observation_space):
+        raise ValueError(f"{owner}: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
+    return None
+
+
 def _check_tasks(env: VecEnv, tasks: Any) -> tuple[np.ndarray, TaskFamily | None]:
     """Tasks to evaluate and their family; of a GoalEnv so many rows without numbers, and none."""
-    if env.has_attr("task_family"):
-        family: TaskFamily = env.get_attr("task_family", indices=[0])[0]
+    family = family_to_evaluate("evaluate_tasks", env)
+    if family is not None:
         if numbers("tasks", tasks).size == 0:
             raise ValueError("evaluate_tasks: needs at least one task, not 0.")
         numbers("tasks", tasks, "n_tasks", "task_dim")
         return np.stack([family.check_task(task) for task in tasks]), family
-    if not is_goal_space(env.observation_space):
-        raise ValueError("evaluate_tasks: the environment has no task family. Wrap it in hipi_sb3.MultiTaskWrapper.")
     if not isinstance(tasks, Integral):
         raise ValueError(
             "evaluate_tasks: a GoalEnv draws its goals itself, and none can be set: pass their number, tasks=20, and a seed."

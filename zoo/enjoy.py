@@ -42,7 +42,7 @@ from zoo.checkpoints import CHECKPOINTS, STATE, read_state
 from zoo.configuration import StoreExpressions, check_classes, check_links, evaluated, read_yaml
 from zoo.errors import ConfigurationError, check_counts, check_name, configuration_errors, exit_with_error
 from zoo.interactive import Stage, make_server
-from zoo.normalization import NORMALIZATION, PlainVecNormalize, load_normalization, statistics_from_json
+from zoo.normalization import NORMALIZATION, load_normalization, make_normalization, statistics_from_json
 from zoo.search import TASK_SEED
 
 
@@ -274,7 +274,7 @@ def make_env(args: argparse.Namespace, run_folder: str, render: bool, model_fold
         normalized: VecNormalize | None
         if (model_folder / STATE).is_file():
             settings = evaluated(hyperparams["normalize"], "normalize")
-            normalized = PlainVecNormalize(env, **(settings if isinstance(settings, dict) else {}))
+            normalized = make_normalization(env, **(settings if isinstance(settings, dict) else {}))
             statistics_from_json(normalized, read_state(model_folder)["normalize"])
         else:
             normalized = load_normalization(saved, env, args.trust)

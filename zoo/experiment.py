@@ -42,7 +42,7 @@ from zoo.checkpoints import (
 from zoo.cloning import CloningCheckpoints, LauncherBC
 from zoo.configuration import check_classes, check_links, check_modules, evaluated, read_yaml, write_yaml
 from zoo.errors import ConfigurationError, check_counts, check_name, configuration_errors, nearest
-from zoo.normalization import PICKLED, PlainVecNormalize, check_trust, load_normalization
+from zoo.normalization import PICKLED, check_trust, load_normalization, make_normalization
 from zoo.plugin import KEY_TO_ALGORITHM
 from zoo.provenance import provenance
 from zoo.run_lock import RunLock
@@ -238,10 +238,7 @@ class TaskExperimentManager(SearchManager):
         loaded = load_normalization(folder, env, self.trust) if self.trained_agent else None
         if loaded is None and not self.normalize:
             return env
-        # Tasks that are cut off look alike, and the buffer refuses that; rl_zoo3's normalize=True would clip at 10.
-        has_tasks = env.has_attr("task_family") or is_goal_space(env.observation_space)
-        clip = {"clip_obs": np.inf} if has_tasks else {}
-        normalized = PlainVecNormalize(env, **clip | self.normalize_kwargs) if loaded is None else loaded
+        normalized = make_normalization(env, **self.normalize_kwargs) if loaded is None else loaded
         if eval_env:
             normalized.training, normalized.norm_reward = False, False
         return normalized

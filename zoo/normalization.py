@@ -9,6 +9,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from hipi_sb3.experience.whole import whole_file
+from hipi_sb3.tasks.goal_env import is_goal_space
 from zoo.errors import ConfigurationError
 
 #: Its file, beside the configuration of a run, and the one that rl_zoo3 writes.
@@ -87,6 +88,19 @@ def check_trust(path: Path, trust: bool) -> None:
             f"{path} is pickled, and a pickle can run any code when it is read. If you wrote the file yourself or trust "
             "whoever did, add --trust."
         )
+
+
+def make_normalization(env: VecEnv, **kwargs: Any) -> PlainVecNormalize:
+    """
+    Normalise environments. Tasks that are cut off look alike, and the buffer refuses that: where there are tasks nothing is
+    clipped unless it is asked for, as rl_zoo3 would at 10 for ``normalize: true``.
+
+    :param env: environments
+    :param kwargs: as in ``VecNormalize``
+    :return: the normalisation
+    """
+    has_tasks = env.has_attr("task_family") or is_goal_space(env.observation_space)
+    return PlainVecNormalize(env, **({"clip_obs": np.inf} if has_tasks else {}) | kwargs)
 
 
 def statistics_to_json(env: VecNormalize) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import hipi_sb3
 from hipi_sb3 import LayerNormReLU
+from hipi_sb3.her_arguments import ASK_FOR_HER
 from hipi_sb3.saved_models import PlainFiles
 from hipi_sb3.tasks.family import TaskFamily
 from zoo.cloning import LauncherBC, convert_bc, sample_bc
@@ -264,7 +265,7 @@ def converted(algo: str, params: dict[str, Any]) -> dict[str, Any]:
         params = {name: value for name, value in params.items() if name not in ("noise_type", "noise_std")}
     found = dict(HYPERPARAMS_CONVERTER[algo](params))
     # HER's, which rl_zoo3 leaves beside the options of the algorithm.
-    her = {name: found.pop(name) for name in ("n_sampled_goal", "goal_selection_strategy") if name in found}
+    her = {name: found.pop(name) for name in ASK_FOR_HER if name in found}
     return found | ({"replay_buffer_kwargs": {**found.get("replay_buffer_kwargs", {}), **her}} if her else {})
 
 

@@ -246,6 +246,9 @@ def test_a_checkpoint_is_looked_at_with_its_normalisation(main, tmp_path, capsys
     run_folder = tmp_path / "logs/hipi_sac/PointFourRooms-v0_1"
     steps = [path.name for path in checkpoints(run_folder / "checkpoints")]
     assert steps == ["75", "150"]
+    args = enjoy.make_parser().parse_args(["--algo", "hipi_sac", "--env", "PointFourRooms-v0"])
+    for folder in (run_folder, run_folder / "checkpoints/75"):
+        assert enjoy.make_env(args, str(run_folder), False, folder).clip_obs == np.inf  # as it was trained
     (run_folder / "PointFourRooms-v0.zip").unlink()  # as after kill -9
     (run_folder / "PointFourRooms-v0/vecnormalize.json").unlink()
     tables = []
