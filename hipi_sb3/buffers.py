@@ -18,7 +18,7 @@ from hipi_sb3.arrivals import Arrivals
 from hipi_sb3.experience.layout import TaskLayout, each, take
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.her_arguments import HerArguments, translate
-from hipi_sb3.owner import Owned, check_fits, check_returns, check_same_family, family_of, owner_of
+from hipi_sb3.owner import Owned, asked_n_steps, check_fits, check_returns, check_same_family, family_of, owner_of
 from hipi_sb3.relabel.learners import Learner, learner_class
 from hipi_sb3.relabel.log_partition import LogPartition
 from hipi_sb3.relabel.relabeler import Relabeler
@@ -127,9 +127,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
             prior_share=prior_share,
             warmup_updates=warmup_updates,
             label_reuse=label_reuse,
-            # Where an action of many is chosen by its value, what else was tried in a window spoils its return: ten bits are
-            # flipped by windows of 1 and not of 3, by HER's labels as by HIPI's (tests/test_coming_from_her.py).
-            n_steps=1 if n_steps is None and isinstance(action_space, spaces.Discrete) else n_steps,
+            n_steps=asked_n_steps(n_steps, action_space),
         )
         self._given = (n_steps, gamma)
         self.gamma = 0.99 if gamma is None else gamma
@@ -159,8 +157,7 @@ class HIPIReplayBuffer(Owned, ReplayBuffer):
         :raises ValueError: when the spaces, the number of environments, n_steps or the tasks of the algorithm do not fit
         """
         given_n_steps, given_gamma = self._given
-        if given_n_steps is None and getattr(model, "n_steps", 1) > 1:
-            self.relabeler.asked["n_steps"] = model.n_steps
+        self.relabeler.asked["n_steps"] = asked_n_steps(given_n_steps, self.action_space, model)
         if given_gamma is None:
             self.gamma = model.gamma
         check_fits(self, model)

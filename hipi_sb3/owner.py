@@ -7,6 +7,7 @@ from copy import deepcopy
 from types import FrameType
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
 
@@ -95,6 +96,25 @@ class Owned:
         if model is not None:
             copy._model_ref = weakref.ref(model)
         return copy
+
+
+def asked_n_steps(given: int | None, action_space: spaces.Space, model: OffPolicyAlgorithm | None = None) -> int | None:
+    """
+    Steps of the return that a buffer is asked for: those it was given, else the algorithm's where that is more than 1.
+
+    Where an action of many is chosen by its value, what else was tried in a window spoils its return, so that discrete actions
+    have 1: ten bits are flipped by windows of 1 and not of 3, by HER's labels as by HIPI's (tests/test_coming_from_her.py).
+
+    :param given: steps that the user gave the buffer, if any
+    :param action_space: action space
+    :param model: the algorithm, where there is one yet
+    :return: steps; None is what suits the tasks
+    """
+    if given is not None:
+        return given
+    if getattr(model, "n_steps", 1) > 1:
+        return int(model.n_steps)  # type: ignore[union-attr]
+    return 1 if isinstance(action_space, spaces.Discrete) else None
 
 
 def check_fits(buffer: Any, model: OffPolicyAlgorithm) -> None:

@@ -694,6 +694,18 @@ def test_n_steps_and_gamma_are_those_of_the_algorithm_unless_others_are_given() 
         make_model(n_steps=3, replay_buffer_kwargs={"n_steps": 1})
 
 
+@pytest.mark.filterwarnings("ignore:.*is ignored because a custom")
+@pytest.mark.parametrize("options", [{}, {"strategy": "random"}])
+def test_a_buffer_has_the_n_steps_of_the_algorithm_that_it_was_attached_to_last(options: dict[str, Any]) -> None:
+    first, second = make_model(n_steps=3, replay_buffer_kwargs=options), make_model(replay_buffer_kwargs=options)
+    buffer, own = first.replay_buffer, second.replay_buffer
+    assert isinstance(buffer, HIPIReplayBuffer) and isinstance(own, HIPIReplayBuffer)
+    assert buffer.n_steps == 3 != own.n_steps
+    second.replay_buffer = buffer
+    buffer.attach(second)
+    assert buffer.n_steps == own.n_steps
+
+
 def test_the_live_alpha_is_refused_for_an_algorithm_that_has_none() -> None:
     options = {"replay_buffer_class": HIPIReplayBuffer, "replay_buffer_kwargs": {"temperature": "auto"}}
     with pytest.raises(ValueError, match=r"entropy temperature, and TD3 has none"):

@@ -7,6 +7,7 @@ import optuna
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from hipi_sb3 import HIPIBC, TrajectoryDataset
+from hipi_sb3.owner import family_of
 from hipi_sb3.saved_models import read_tensors
 from zoo.checkpoints import ResumableCallback, RunStopped, read_state
 
@@ -48,7 +49,7 @@ class LauncherBC(HIPIBC):
         :raises ValueError: when its spaces are not those of the environment
         """
         assert self.env is not None and self.dataset_path is not None
-        dataset = TrajectoryDataset.load(self.dataset_path, self.env.get_attr("task_family")[0])
+        dataset = TrajectoryDataset.load(self.dataset_path, family_of(self, None, is_given=False))
         self._take_spaces(dataset)
         return dataset
 

@@ -107,7 +107,8 @@ class Windows:
             is_inside, discounts = (th.as_tensor(array, device=rewards.device) for array in (is_inside, discounts))
         # A step counts if the episode reaches it and nothing before it terminated: [0, 0, 1, 0] -> [1, 1, 1, 0].
         counts = is_inside & (library.cumsum(terminated, axis=1) == terminated)
-        returns = library.where(counts, rewards * discounts, 0.0).sum(axis=1)
+        # With gamma = 0 later steps add nothing, an impossible one (-inf) included.
+        returns = (library.where(counts & (discounts > 0), rewards, 0.0) * discounts).sum(axis=1)
         return Outcomes(returns, (terminated & counts).any(axis=1), counts.sum(axis=1))
 
 

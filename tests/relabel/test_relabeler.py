@@ -79,6 +79,14 @@ def test_a_window_is_judged_to_the_first_termination_or_the_episodes_end() -> No
     assert ends.any() and not ends.all()
 
 
+@pytest.mark.parametrize("library", [np, th])
+def test_without_a_future_only_the_first_step_counts_however_impossible_a_later_one_is(library: Any) -> None:
+    windows = Windows(walk(), (np.array([0, 1]), np.array([0, 0])), 3)
+    rewards = np.array([[-1.0, -np.inf, -1.0], [-np.inf, -1.0, -1.0]])
+    found = windows.outcomes(library.asarray(rewards), library.asarray(np.zeros((2, 3), dtype=bool)), 0.0)
+    assert_array_equal(np.asarray(found.rewards), [-1.0, -np.inf])
+
+
 def test_a_relabeler_needs_no_model_of_stable_baselines() -> None:
     experience = walk()
     relabeler = Relabeler(

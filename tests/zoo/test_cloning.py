@@ -16,7 +16,7 @@ require("rl_zoo3")
 import optuna
 from rl_zoo3.utils import ALGOS
 
-from hipi_sb3 import HIPIBC, TrajectoryDataset
+from hipi_sb3 import HIPIBC, HIPISAC, HIPIReplayBuffer, TrajectoryDataset
 from zoo import plugin, train
 from zoo.cloning import LauncherBC
 
@@ -80,6 +80,17 @@ def test_the_launcher_clones_a_data_set(main: Callable[..., str], dataset: Path,
     assert "hipi_bc on PointFourRooms-v0 after 30 steps, task by task:" in output
     with np.load(tmp_path / "logs/hipi_bc/PointFourRooms-v0_1/evaluations.npz") as file:
         assert file["timesteps"].tolist() == [20, 30]
+
+
+def test_the_launcher_clones_a_data_set_of_a_goal_env(main: Callable[..., str], tmp_path: Path) -> None:
+    gym.register_envs(require("gymnasium_robotics"))
+    model = HIPISAC("MultiInputPolicy", gym.make("FetchReach-v4"), learning_starts=100, buffer_size=100, seed=0).learn(60)
+    buffer = model.replay_buffer
+    assert isinstance(buffer, HIPIReplayBuffer)
+    TrajectoryDataset.from_buffer(buffer).save(tmp_path / "fetch.npz")
+    fetch = ["--env", "FetchReach-v4", "--gym-packages", "gymnasium_robotics"]
+    output = main(*fetch, "-n", 10, "--dataset", tmp_path / "fetch.npz", *QUICK)
+    assert "hipi_bc on FetchReach-v4 after 10 steps, task by task:" in output
 
 
 def test_cloning_shows_its_own_progress_bars(
