@@ -73,8 +73,7 @@ def assert_same(one, other):
         assert np.asarray(one).dtype == np.asarray(other).dtype
 
 
-@pytest.mark.parametrize("make_env", [make_rooms, make_line_walk])
-@pytest.mark.parametrize("envs_per_actor", [2, 3])
+@pytest.mark.parametrize(("make_env", "envs_per_actor"), [(make_rooms, 3), (make_line_walk, 2)])
 def test_it_gives_what_a_dummy_vec_env_gives(make, make_env, envs_per_actor):
     ours, dummy = make([make_env] * 4, envs_per_actor=envs_per_actor), DummyVecEnv([make_env] * 4)
     assert ours.observation_space == dummy.observation_space and ours.num_envs == 4
@@ -190,21 +189,23 @@ def test_a_killed_actor_is_replaced_and_its_episodes_are_truncated(make, caplog)
     assert not env.step(actions)[2].any()
 
 
-@pytest.mark.parametrize("ask", ["get_attr", "has_attr", "env_method", "get_images"])
-def test_a_death_that_is_noticed_between_steps_ends_the_episodes_too(make, ask):
+def test_a_death_that_is_noticed_between_steps_ends_the_episodes_too(make):
     env = make([make_rooms] * 4, envs_per_actor=2)
     env.seed(0)
     env.reset()
     actions = np.zeros((4, 2), dtype=np.float32)
-    before = env.step(actions)
-    kill(env, 1)
-    getattr(env, ask)(*{"get_images": [], "env_method": ["render"]}.get(ask, ["walls"]))
-    assert env.n_restarts == 1
-    _, rewards, dones, infos = env.step(actions)
-    assert dones.tolist() == [False, False, True, True] and env.n_restarts == 1
-    for i in (2, 3):
-        assert infos[i]["TimeLimit.truncated"] and infos[i]["actor_died"] and rewards[i] == before[1][i]
-        assert_same(infos[i]["terminal_observation"], {key: value[i] for key, value in before[0].items()})
+    asked = {"get_attr": ["walls"], "has_attr": ["walls"], "env_method": ["render"], "get_images": []}
+    for n_deaths, (ask, arguments) in enumerate(asked.items(), start=1):
+        before = env.step(actions)
+        assert not before[2].any()
+        kill(env, 1)
+        getattr(env, ask)(*arguments)
+        assert env.n_restarts == n_deaths, ask
+        _, rewards, dones, infos = env.step(actions)
+        assert dones.tolist() == [False, False, True, True] and env.n_restarts == n_deaths, ask
+        for i in (2, 3):
+            assert infos[i]["TimeLimit.truncated"] and infos[i]["actor_died"] and rewards[i] == before[1][i]
+            assert_same(infos[i]["terminal_observation"], {key: value[i] for key, value in before[0].items()})
     assert not env.step(actions)[2].any()
     kill(env, 0)
     env.has_attr("walls")

@@ -419,7 +419,7 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 #: Numbers of the sequences of the normal suite, in parts that several processes can share.
-PARTS = [range(first, first + 250) for first in range(0, 2000, 250)]
+PARTS = [range(first, first + 250) for first in range(0, 1000, 250)]
 
 
 @pytest.mark.parametrize("numbers", PARTS, ids=str)
