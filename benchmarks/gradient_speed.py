@@ -39,6 +39,7 @@ from hipi_sb3 import HIPISAC, GoalReaching, HIPIReplayBuffer, LayerNormReLU, Mul
 TASK_DIM, INPUTS, ACTIONS = 1, 21, 6
 #: Gradient steps a turn: as often as a label is used, so that each turn pays for its labels.
 STEPS_A_TURN = 16
+NORMALISED_SAC = "sac, normalised layers"
 GOALS = GoalReaching(low=[-3.0] * TASK_DIM, high=[3.0] * TASK_DIM, radius=0.3)
 
 
@@ -89,30 +90,33 @@ class NoiseWithGoals(gym.Env):
 
 
 def learner(
-    kind: str, n_transitions: int, env: gym.Env | None = None, width: int = 256, device: str = "cpu", **options: Any
+    kind: str,
+    n_transitions: int,
+    env: gym.Env | None = None,
+    width: int = 256,
+    device: str = "cpu",
+    activation_fn: type[th.nn.Module] = th.nn.ReLU,
+    **options: Any,
 ) -> SAC:
     """
     Make a learner that has collected transitions and made no update.
 
-    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"``, ``"hipisac"``, ``"normalised"``, a hipisac with normalised layers, or
-        ``"recorded"``, one with a CUDA graph
+    :param kind: ``"sac"``, ``"her"``, ``"sac_hipi"``, ``"hipisac"`` or ``"recorded"``, a hipisac with a CUDA graph
     :param n_transitions: number of transitions
     :param env: environment, noise of the half cheetah's sizes if None
     :param width: width of the two hidden layers
     :param device: device of the networks
+    :param activation_fn: what follows the hidden layers
     :param options: of the HIPIReplayBuffer
     :return: the learner
     """
     env = MultiTaskWrapper(Noise(), GOALS) if env is None else env
     buffer = {"sac": DictReplayBuffer, "her": HerReplayBuffer}.get(kind, HIPIReplayBuffer)
-    algorithm = HIPISAC if kind in ("hipisac", "normalised", "recorded") else SAC
+    algorithm = HIPISAC if kind in ("hipisac", "recorded") else SAC
     kwargs: dict[str, Any] = {"replay_buffer_class": buffer, "replay_buffer_kwargs": options, "device": device, "seed": 0}
     # Far from full in all benchmarks; core_speed.py has what a larger one costs.
     kwargs["buffer_size"] = min(100_000, 50 * n_transitions)
-    kwargs["policy_kwargs"] = {
-        "net_arch": [width, width],
-        "activation_fn": LayerNormReLU if kind == "normalised" else th.nn.ReLU,
-    }
+    kwargs["policy_kwargs"] = {"net_arch": [width, width], "activation_fn": activation_fn}
     model = algorithm("MultiInputPolicy", env, learning_starts=n_transitions, **kwargs)
     if isinstance(model, HIPISAC):
         model.cuda_graph = kind == "recorded"
@@ -128,7 +132,8 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
         "sac_hipi, the defaults": ("sac_hipi", {}),
         "hipisac, no relabeling": ("hipisac", {"strategy": "none"}),
         "hipisac, the defaults": ("hipisac", {}),
-        "hipisac, normalised layers": ("normalised", {}),
+        NORMALISED_SAC: ("sac", {"activation_fn": LayerNormReLU}),
+        "hipisac, normalised layers": ("hipisac", {"activation_fn": LayerNormReLU}),
         "hipisac, 64": ("hipisac", {"n_candidate_tasks": 64}),
         "hipisac, 256": ("hipisac", {"n_candidate_tasks": 256}),
         "hipisac, labels used once": ("hipisac", {"label_reuse": 1}),
@@ -143,8 +148,8 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
     print(f"{INPUTS} inputs, {ACTIONS} actions")
     result = {"half_cheetah_sizes": rates(cheetah, turns, batch_size)}
     kinds["her"] = ("her", {})
-    fetch_kinds = ["sac", "her", "sac_hipi, the defaults", "hipisac, the defaults", "hipisac, normalised layers"]
-    fetch_kinds += ["hipisac, 64", "hipisac, 256", *recorded]
+    fetch_kinds = ["sac", "her", "sac_hipi, the defaults", "hipisac, the defaults"]
+    fetch_kinds += [NORMALISED_SAC, "hipisac, normalised layers", "hipisac, 64", "hipisac, 256", *recorded]
     fetch = {
         name: learner(kinds[name][0], n_transitions, NoiseWithGoals(), width, device, **kinds[name][1]) for name in fetch_kinds
     }
@@ -153,7 +158,7 @@ def measure(turns: int, n_transitions: int, batch_size: int, width: int, device:
 
 
 def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]:
-    """Steps a second of each, and as a ratio to the first."""
+    """Steps a second of each, and as a ratio to the first; of normalised layers also to SAC with them."""
     n_steps = STEPS_A_TURN if turns > 2 else 1
 
     def steps(model: SAC) -> Callable[[], None]:
@@ -168,12 +173,14 @@ def rates(models: dict[str, SAC], turns: int, batch_size: int) -> dict[str, Any]
     functions = {name: steps(model) for name, model in models.items()}
     times = {name: seconds / n_steps for name, seconds in take_turns(functions, turns, calls=1).items()}
     first = next(iter(times))
-    result = {}
+    result: dict[str, Any] = {}
     for name, seconds in times.items():
-        result[name] = {"steps_per_second": interval_of_median(1 / seconds), f"over_{first}": ratio(times[first], seconds)}
+        result[name] = {"steps_per_second": interval_of_median(1 / seconds)}
         show(f"  {name}", result[name]["steps_per_second"], unit=" /s")
-        if name != first:
-            show(f"    over {first}", result[name][f"over_{first}"])
+        for base in (first, NORMALISED_SAC) if name == "hipisac, normalised layers" else (first,):
+            result[name][f"over_{base}"] = ratio(times[base], seconds)
+            if name != base:
+                show(f"    over {base}", result[name][f"over_{base}"])
     return result
 
 

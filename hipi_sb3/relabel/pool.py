@@ -8,6 +8,9 @@ import numpy as np
 #: batches that follow each other, which would cost learning.
 N_BATCHES = 32
 
+#: What the labels may take: of images as goals a row keeps fewer than it is used, where 16 of each would be more than a GB.
+MAX_BYTES = 2**28
+
 
 class LabelPool:
     """
@@ -18,17 +21,17 @@ class LabelPool:
     random: as many draws from its posterior are as many different lessons from one scoring.
 
     :param n_rows: relabeled rows a batch
-    :param n_labels: labels a row
+    :param n_labels: labels a row, fewer where they would take more than :data:`MAX_BYTES`
     :param task_dim: entries of a task
     :param n_uses: uses of a row, in the mean
     """
 
     def __init__(self, n_rows: int, n_labels: int, task_dim: int, n_uses: int) -> None:
         self.n_uses = n_uses
-        self.n_labels = n_labels
+        self.n_labels = min(n_labels, max(1, MAX_BYTES // (4 * N_BATCHES * n_rows * task_dim)))
         self.steps = np.zeros(N_BATCHES * n_rows, dtype=int)
         self.env_indices = np.zeros_like(self.steps)
-        self.tasks = np.zeros((len(self.steps), n_labels, task_dim), dtype=np.float32)
+        self.tasks = np.zeros((len(self.steps), self.n_labels, task_dim), dtype=np.float32)
         self.is_valid = np.zeros(len(self.steps), dtype=bool)
         self.n_added = 0
         self.n_draws_left = 0

@@ -16,7 +16,7 @@ from hipi_sb3 import HIPISAC, FiniteTasks, GoalReaching, LinearReward
 from hipi_sb3.callbacks import RelabelSnapshotCallback, draw_labels
 from hipi_sb3.experience.transitions import Experience
 from hipi_sb3.relabel.candidates import Candidates
-from hipi_sb3.relabel.pool import N_BATCHES, LabelPool
+from hipi_sb3.relabel.pool import MAX_BYTES, N_BATCHES, LabelPool
 from hipi_sb3.relabel.relabeler import Relabeled, Relabeler
 from hipi_sb3.relabel.rows import RelabelBatch
 from hipi_sb3.relabel.strategies import HIPI, ApproximateIRL, MaximumAdvantage, MaximumReward, RandomTask, Strategy
@@ -181,6 +181,15 @@ def test_each_use_of_a_scored_row_takes_one_of_its_labels() -> None:
     assert_array_equal(env_indices, steps % 2)
     counts = np.unique(tasks, return_counts=True)[1]
     assert len(counts) == 12 and abs(counts - 250).max() < 5 * np.sqrt(250)
+
+
+@pytest.mark.parametrize(("task_dim", "n_labels"), [(2, 16), (1000, 16), (84 * 84 * 3, 3), (10**5, 1)])
+def test_a_pool_of_large_tasks_keeps_fewer_labels(task_dim: int, n_labels: int) -> None:
+    pool = LabelPool(n_rows=32, n_labels=16, task_dim=task_dim, n_uses=16)
+    assert pool.n_labels == n_labels == pool.tasks.shape[1]
+    assert pool.tasks.nbytes <= MAX_BYTES or n_labels == 1
+    pool.add((np.arange(32), np.zeros(32, dtype=int)), np.ones((32, n_labels, task_dim), dtype=np.float32))
+    assert (pool.draw(8, np.random.default_rng(0))[1] == 1).all()
 
 
 def test_the_labels_of_a_pooled_row_are_draws_from_its_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
