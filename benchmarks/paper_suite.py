@@ -58,6 +58,8 @@ METHODS = ("hipi", "her_future_plain", "random_plain", "random", "random_n5", "h
 MORE_METHODS = ("none", "max_reward", "air", "hipi_released")
 
 N_TIMESTEPS, EVAL_FREQ = 15_000, 1500
+#: Bootstrap samples of what is said over all tasks.
+N_RESAMPLES = 2000
 
 
 def make_cells(seeds: int, methods: tuple[str, ...]) -> list[benchmark.Cell]:
@@ -212,11 +214,11 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     n_seeds = min(len(values) for column in columns.values() for values in column)
     scores = {name: np.stack([column[:n_seeds] for column in values], axis=1) for name, values in columns.items()}
     point, interval = library.get_interval_estimates(
-        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=2000, random_state=np.random.RandomState(0)
+        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=N_RESAMPLES, random_state=np.random.RandomState(0)
     )
     pairs = {f"hipi,{name}": (scores["hipi"], scores[name]) for name in scores if name != "hipi"}
     improves, bounds = library.get_interval_estimates(
-        pairs, metrics.probability_of_improvement, reps=2000, random_state=np.random.RandomState(0)
+        pairs, metrics.probability_of_improvement, reps=N_RESAMPLES, random_state=np.random.RandomState(0)
     )
     return {
         "n_tasks": scores["hipi"].shape[1],

@@ -38,6 +38,13 @@ LEFT_OUT = ["bc_table", "bc_speed", "ablation", "against_sbx", "start_up", "ray_
 LEFT_OUT += ["bfloat16", "paper_labels"]
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals from few bootstrap samples: none of them is looked at closely here."""
+    monkeypatch.setattr("zoo.comparison.N_RESAMPLES", 200)
+    monkeypatch.setattr("benchmarks.paper_suite.N_RESAMPLES", 200)
+
+
 #: Those that start other processes or wait for a compiler.
 SLOW = ("footprint", "scaling", "compiled_update")
 

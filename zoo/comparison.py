@@ -18,6 +18,9 @@ from hipi_sb3.experience.whole import remedy_named, whole_file
 #: What a table over several environments is called.
 ALL = "all environments"
 
+#: Bootstrap samples of an interval.
+N_RESAMPLES = 5000
+
 
 def curves_of(of_env: pd.DataFrame) -> tuple[str, dict[str, pd.DataFrame]]:
     """
@@ -73,7 +76,7 @@ def summarize(frame: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
         final = {method: curve.iloc[:, -1:].to_numpy() for method, curve in curves.items()}
         finals[str(env)] = (metric, {method: curve.iloc[:, -1] for method, curve in curves.items()})
         areas = {method: area_under(curve)[:, None] for method, curve in curves.items()}
-        area_intervals = interval_estimates(areas, reps=1000)[1]
+        area_intervals = interval_estimates(areas, N_RESAMPLES // 5)[1]
         for entry in _entries(str(env), metric, final):
             method = entry["method"]
             of_method = of_env[of_env["method"] == method].groupby("seed")
@@ -91,12 +94,12 @@ def summarize(frame: pd.DataFrame, threshold: float) -> list[dict[str, Any]]:
     return summary + _over_all(finals)
 
 
-def interval_estimates(scores: dict[str, np.ndarray], reps: int = 5000) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def interval_estimates(scores: dict[str, np.ndarray], n_resamples: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """
     Interquartile mean and mean with their 95 % bootstrap intervals, stratified by environment.
 
     :param scores: scores of each method, (n_seeds, n_environments)
-    :param reps: bootstrap samples
+    :param n_resamples: bootstrap samples
     :return: point estimates, (2,), and intervals, (2, 2): rows are lower and upper ends
     """
     from rliable import metrics
@@ -104,7 +107,7 @@ def interval_estimates(scores: dict[str, np.ndarray], reps: int = 5000) -> tuple
     def aggregate(values: np.ndarray) -> np.ndarray:
         return np.array([metrics.aggregate_iqm(values), metrics.aggregate_mean(values)])
 
-    return _bootstrap(scores, aggregate, reps)
+    return _bootstrap(scores, aggregate, n_resamples)
 
 
 def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -114,34 +117,33 @@ def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     :param curve: curves, a row a seed
     :return: means, (n_steps,), and intervals, (2, n_steps)
     """
-    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0), 1000)
+    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0), N_RESAMPLES // 5)
     return points[""], intervals[""]
 
 
 def _bootstrap(
-    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray], reps: int = 5000
+    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray], n_resamples: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     from rliable import library
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of arch, about the one way rliable has to seed it
-        return library.get_interval_estimates(scores, aggregate, reps=reps, random_state=np.random.RandomState(0))
+        return library.get_interval_estimates(scores, aggregate, reps=n_resamples, random_state=np.random.RandomState(0))
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 5000) -> dict[str, Any]:
+def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
     """
     How far one method is ahead of another at the end.
 
     :param ours: final score of each seed, (n_seeds, n_environments)
     :param theirs: final score of each seed, (n_seeds, n_environments)
-    :param n_resamples: bootstrap samples
     :return: difference of the means with its 95 % bootstrap interval over seeds, and the probability of improvement
     """
     from rliable import metrics
 
     rng = np.random.default_rng(0)
     resampled = [
-        scores[rng.integers(len(scores), size=(n_resamples, len(scores)))].mean(axis=(1, 2)) for scores in (ours, theirs)
+        scores[rng.integers(len(scores), size=(N_RESAMPLES, len(scores)))].mean(axis=(1, 2)) for scores in (ours, theirs)
     ]  # over seeds
     low, high = np.percentile(resampled[0] - resampled[1], [2.5, 97.5])
     return {
@@ -153,7 +155,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 5000) ->
 
 def _entries(env: str, metric: str, final: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """What is said of each method in a table, from final scores, (n_seeds, n_environments)."""
-    points, intervals = interval_estimates(final)
+    points, intervals = interval_estimates(final, N_RESAMPLES)
     return [
         {
             "env": env,

@@ -23,7 +23,7 @@ require("rl_zoo3")
 require("rliable")
 
 from hipi_sb3 import HIPISAC, GoalReaching, LinearReward
-from zoo import benchmark, enjoy, plots, report, suites
+from zoo import benchmark, comparison, enjoy, plots, report, suites
 from zoo.comparison import area_under, format_table, steps_to, summarize
 from zoo.methods import KEY_TO_METHOD, Method
 from zoo.warm import WarmProcess
@@ -32,6 +32,14 @@ ROOT = Path(__file__).parents[2]
 
 
 # -- benchmark -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    """Intervals from few bootstrap samples: none of them is looked at closely here."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(comparison, "N_RESAMPLES", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
