@@ -49,6 +49,7 @@ KEY_TO_METHOD: dict[str, Method] = {
     "map": Method(("strategy=map",)),
     # Windows of five steps for others than HIPI, which has them by default where tasks are fulfilled at some moment.
     "random_n5": Method(("strategy=random", "n_steps=5")),
+    "random_commanded_n5": Method(("strategy=random", "candidates=batch", "n_steps=5")),
     "her_future_n5": Method(("strategy=future", "n_steps=5")),
     "hipi_n1": Method(("n_steps=1",)),
     # One factor varied at a time from "hipi": share of relabeled rows (and HER with the same share), ...
