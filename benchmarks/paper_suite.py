@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.measuring import interval_of_difference  # noqa: E402
 from zoo import benchmark  # noqa: E402
-from zoo.comparison import area_under, curves_of, write_atomically  # noqa: E402
+from zoo.comparison import area_under, bootstrap, curves_of, interval_estimates, write_atomically  # noqa: E402
 from zoo.methods import KEY_TO_METHOD  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,8 +50,10 @@ OTHER_TASKS = (
     "HalfCheetahMix-v0",
     "AntDirection-v0",
 )
+#: Where tasks are fulfilled at some moment, and HIPI has windows.
+WINDOW_TASKS = (*GOAL_TASKS, "ReacherDiscrete-v0")
 #: Where the settings are not those of stable-baselines3.
-OTHER_SETTINGS = (*GOAL_TASKS, "ReacherDiscrete-v0", "PointMassLinear-v0")
+OTHER_SETTINGS = (*WINDOW_TASKS, "PointMassLinear-v0")
 #: Run first, all seeds of them, ...
 METHODS = ("hipi", "her_future_plain", "random_plain", "random", "random_n5", "her_future", "her_future_n5")
 #: ... and afterwards these.
@@ -123,7 +125,7 @@ def windows_in(env: str) -> str:
 
 def random_in(env: str) -> str:
     """Random labels by the settings and the windows that HIPI has."""
-    return "random_n5" if env in (*GOAL_TASKS, "ReacherDiscrete-v0") else "random"
+    return "random_n5" if env in WINDOW_TASKS else "random"
 
 
 def steps_to_reach(curve: pd.DataFrame, value: float) -> float | None:
@@ -191,7 +193,7 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     :param frame: evaluations
     :return: by method
     """
-    from rliable import library, metrics
+    from rliable import metrics
 
     seeds = frame.groupby(["env", "method"])["seed"].agg(set)
     asked = {"today": today_in, "windows of 5": windows_in, "hipi": lambda env: "hipi"}
@@ -213,17 +215,13 @@ def aggregate(frame: pd.DataFrame) -> dict[str, Any]:
     # As many of each task as the task with the fewest has.
     n_seeds = min(len(values) for column in columns.values() for values in column)
     scores = {name: np.stack([column[:n_seeds] for column in values], axis=1) for name, values in columns.items()}
-    point, interval = library.get_interval_estimates(
-        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=N_RESAMPLES, random_state=np.random.RandomState(0)
-    )
+    point, interval = interval_estimates(scores, N_RESAMPLES)
     pairs = {f"hipi,{name}": (scores["hipi"], scores[name]) for name in scores if name != "hipi"}
-    improves, bounds = library.get_interval_estimates(
-        pairs, metrics.probability_of_improvement, reps=N_RESAMPLES, random_state=np.random.RandomState(0)
-    )
+    improves, bounds = bootstrap(pairs, metrics.probability_of_improvement, N_RESAMPLES)
     return {
         "n_tasks": scores["hipi"].shape[1],
         "n_seeds": n_seeds,
-        "normalised_area": {name: [float(point[name][0]), *map(float, interval[name].ravel())] for name in scores},
+        "normalised_area": {name: [float(point[name][0]), *map(float, interval[name][:, 0])] for name in scores},
         "probability_of_improvement": {
             name.split(",", 1)[1]: [float(np.ravel(improves[name])[0]), *map(float, np.ravel(bounds[name]))] for name in pairs
         },

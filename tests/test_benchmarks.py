@@ -160,6 +160,11 @@ def test_the_paper_suite_counts_the_steps_that_hipi_needs():
     assert over_all["probability_of_improvement"]["today"][0] == 1
     table = paper_suite.as_markdown(tasks).splitlines()
     assert len(table) == 4 and "| 30% | 50% (her_future_n5) |" in table[2]
+    assert len({line.count("|") for line in table}) == 1
+    header, discrete = ([cell.strip() for cell in line.split("|")] for line in (table[0], table[3]))
+    # Of the discrete reacher random labels in windows, (0.1 + 1) / 2 high, are the same as windows of five.
+    shown = dict(zip(header, discrete, strict=True))
+    assert shown["minus random labels'"] == shown["minus windows of 5's"] and shown["minus random labels'"].startswith("+0.2")
     page = paper_suite.as_page(tasks)
     assert "## ReacherDiscrete-v0" in page and "| `her_future_plain` | 2 | 0.28 | 0.47 | +0.5" in page
 

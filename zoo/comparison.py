@@ -3,7 +3,6 @@ Compare methods by what they reached: interquartile means with bootstrap interva
 probability of improvement (rliable: Agarwal et al., NeurIPS 2021, arXiv 2108.13264).
 """
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -107,7 +106,7 @@ def interval_estimates(scores: dict[str, np.ndarray], n_resamples: int) -> tuple
     def aggregate(values: np.ndarray) -> np.ndarray:
         return np.array([metrics.aggregate_iqm(values), metrics.aggregate_mean(values)])
 
-    return _bootstrap(scores, aggregate, n_resamples)
+    return bootstrap(scores, aggregate, n_resamples)
 
 
 def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -117,18 +116,30 @@ def curve_estimates(curve: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     :param curve: curves, a row a seed
     :return: means, (n_steps,), and intervals, (2, n_steps)
     """
-    points, intervals = _bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0), N_RESAMPLES // 5)
+    points, intervals = bootstrap({"": curve.to_numpy()}, partial(trim_mean, proportiontocut=0.25, axis=0), N_RESAMPLES // 5)
     return points[""], intervals[""]
 
 
-def _bootstrap(
-    scores: dict[str, np.ndarray], aggregate: Callable[[np.ndarray], np.ndarray], n_resamples: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def bootstrap(
+    scores: dict[str, Any], aggregate: Callable[..., Any], n_resamples: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """
+    What is said of scores, with its 95 % bootstrap interval, stratified by environment.
+
+    :param scores: scores of each method, (n_seeds, n_environments), or pairs of such
+    :param aggregate: takes one of these
+    :param n_resamples: bootstrap samples
+    :return: what it says of each, (n,), and intervals, (2, n): rows are lower and upper ends
+    """
     from rliable import library
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of arch, about the one way rliable has to seed it
-        return library.get_interval_estimates(scores, aggregate, reps=n_resamples, random_state=np.random.RandomState(0))
+    # rliable draws from NumPy's global generator, whatever its random_state is.
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return library.get_interval_estimates(scores, aggregate, reps=n_resamples)
+    finally:
+        np.random.set_state(before)
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:

@@ -300,6 +300,21 @@ def test_the_summary_of_made_up_curves():
     assert_allclose(entries["all environments", "none"]["mean"], 0.44)
 
 
+def test_intervals_are_the_same_every_time_and_leave_the_global_generator_alone():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random((2, 5, 2))
+    np.random.seed(3)
+    expected = np.random.random(4)
+    np.random.seed(3)
+    found = []
+    for scores, aggregate in (({"a": ours}, np.mean), ({"a": (ours, theirs)}, lambda one, other: np.mean(one > other))):
+        first, second = (comparison.bootstrap(scores, aggregate, 200) for _ in range(2))
+        assert_allclose(first[1]["a"], second[1]["a"], rtol=0)
+        assert first[1]["a"][0] < first[0]["a"] < first[1]["a"][1]
+        found.append(np.random.random(2))
+    assert_allclose(np.ravel(found), expected)
+
+
 def test_the_table_says_steps_and_seeds_of_each_method_where_they_differ():
     frame = made_up(["A"])
     table = format_table(summarize(frame, 0.5), 0.5)
